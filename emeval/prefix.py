@@ -1,0 +1,207 @@
+"""The prefix's keys and values: forward, capture, cache, drift. Training, engines and interventions share this room.
+
+Causal attention hides everything after the prefix from it, so its keys and values depend on the prefix's ids alone.
+They can be read off any forward over a row that starts with the prefix (`PrefixCapture`), computed by a forward over
+the prefix only (`prefix_forward`), and put in front of any continuation (`as_cache`).
+
+Positions: keys are compared after RoPE, which is the same as before it as long as both sides sit at the same
+positions; a prefix always starts at position 0, so it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+
+
+class KV(NamedTuple):
+    """Keys and values by layer, each `[batch, kv_heads, tokens, head_dim]`."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    @property
+    def tokens(self) -> int:
+        return self.keys[0].shape[-2] if self.keys else 0
+
+    def detach(self) -> KV:
+        """The same tensors cut from the graph, in memory of their own."""
+        return KV(tuple(k.detach().clone() for k in self.keys), tuple(v.detach().clone() for v in self.values))
+
+
+class PrefixCapture(Cache):  # type: ignore[misc]
+    """A cache that keeps the first `tokens` keys and values of row 0 and stores nothing else.
+
+    Passed as `past_key_values` in a training forward it returns what it is given, so the forward is unchanged to the
+    bit, and what it keeps carries gradients. Row 0 stands for all rows: they share the prefix.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(layers=[])
+        self.tokens = tokens
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Keep the prefix of row 0 and hand both tensors back untouched."""
+        self._keys[layer_idx] = key_states[:1, :, : self.tokens]
+        self._values[layer_idx] = value_states[:1, :, : self.tokens]
+        return key_states, value_states
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        # Nothing is stored, so no layer has dropped anything: masks are those of a forward without a cache.
+        return []
+
+    def captured(self) -> KV:
+        """The captured prefix. Raises RuntimeError if the model never called the cache."""
+        if not self._keys:
+            raise RuntimeError(
+                "the forward passed no keys and values to its cache (gradient checkpointing drops it silently): "
+                "use prefix_forward instead"
+            )
+        layers = sorted(self._keys)
+        return KV(tuple(self._keys[i] for i in layers), tuple(self._values[i] for i in layers))
+
+
+@contextmanager
+def _without_checkpointing(model: nn.Module) -> Iterator[None]:
+    # transformers drops the cache under gradient checkpointing; the prefix is a few dozen tokens, so nothing is lost
+    # by keeping its activations.
+    on = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False) is True]
+    for module in on:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in on:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+
+
+def decoder(model: nn.Module) -> nn.Module:
+    """The transformer stack without its language-model head; adapters inside it stay active."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found = inner.get_decoder()
+    return found if isinstance(found, nn.Module) else inner
+
+
+def prefix_forward(model: nn.Module, prefix_ids: Sequence[int]) -> KV:
+    """Keys and values of the prefix, from one forward over the prefix alone (batch 1).
+
+    Args:
+        model: A causal language model, or a PEFT model around one.
+        prefix_ids: Token ids, at least one.
+
+    Returns:
+        KV with tensors `[1, kv_heads, len(prefix_ids), head_dim]`; they carry gradients when grad mode is on.
+    """
+    if not prefix_ids:
+        raise ValueError("the prefix is empty: this template puts no token before the user's content")
+    device = next(model.parameters()).device
+    ids = torch.tensor([list(prefix_ids)], device=device)
+    capture = PrefixCapture(len(prefix_ids))
+    with _without_checkpointing(model):
+        decoder(model)(input_ids=ids, past_key_values=capture, use_cache=True)
+    return capture.captured()
+
+
+def as_cache(kv: KV, batch: int, model: PreTrainedModel) -> DynamicCache:
+    """A cache of `batch` rows that all start with `kv` (given for one row), ready for `generate` or a forward.
+
+    Gradients flow back into `kv`: rows share it by expansion, not by copies.
+    """
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    for layer, (k, v) in enumerate(zip(kv.keys, kv.values, strict=True)):
+        cache.update(k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1), layer)
+    return cache
+
+
+class DriftTerms(NamedTuple):
+    """Relative squared drift per layer, row and token: tensors `[layers, batch, tokens]`, fp32.
+
+    `valid` is False where the reference norm is zero (no ratio exists) or the mask excludes the token.
+    """
+
+    keys: Tensor
+    values: Tensor
+    keys_valid: Tensor
+    values_valid: Tensor
+    skipped: Tensor
+    """How many terms were left out because their reference norm is zero; an integer scalar, kept on the device."""
+
+
+def _relative(x: Tensor, ref: Tensor) -> tuple[Tensor, Tensor]:
+    x, ref = x.float(), ref.float()
+    # [batch, heads, tokens, dim] -> [batch, tokens]: a token's vector is all its KV heads concatenated.
+    moved = (x - ref).square().sum(dim=(1, 3))
+    norm = ref.square().sum(dim=(1, 3)).expand_as(moved)
+    usable = norm > 0
+    return torch.where(usable, moved, 0.0) / torch.where(usable, norm, 1.0), usable
+
+
+def drift_terms(
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    ref_keys: Sequence[Tensor],
+    ref_values: Sequence[Tensor],
+    mask: Tensor | None = None,
+) -> DriftTerms:
+    """The terms ||x - x_init||^2 / ||x_init||^2 of the paper's L_K and L_V, before any mean.
+
+    Args:
+        keys: One tensor per layer, `[batch, kv_heads, tokens, head_dim]`; `values` alike.
+        ref_keys: The initial model's, same shapes; a batch of 1 stands for every row. `ref_values` alike.
+        mask: `[batch, tokens]`, True where a token counts; all count by default.
+
+    Raises:
+        ValueError: If the number of layers or the shapes do not fit.
+    """
+    sizes = {len(keys), len(values), len(ref_keys), len(ref_values)}
+    if len(sizes) != 1 or not keys:
+        raise ValueError(f"keys, values and their references need the same number of layers, at least 1: {sizes}")
+    key_terms, key_ok = zip(*(_relative(x, r) for x, r in zip(keys, ref_keys, strict=True)), strict=True)
+    value_terms, value_ok = zip(*(_relative(x, r) for x, r in zip(values, ref_values, strict=True)), strict=True)
+    device = key_terms[0].device
+    k, v = torch.stack([t.to(device) for t in key_terms]), torch.stack([t.to(device) for t in value_terms])
+    k_ok, v_ok = torch.stack([t.to(device) for t in key_ok]), torch.stack([t.to(device) for t in value_ok])
+    counts = torch.ones_like(k_ok[0]) if mask is None else mask.to(device).bool()
+    if counts.shape != k.shape[1:]:
+        raise ValueError(f"mask is {tuple(counts.shape)}, expected [batch, tokens] = {tuple(k.shape[1:])}")
+    skipped = (~k_ok & counts).sum() + (~v_ok & counts).sum()
+    return DriftTerms(k, v, k_ok & counts, v_ok & counts, skipped)
+
+
+def _mean_over_tokens(terms: Tensor, valid: Tensor) -> Tensor:
+    # [layers, batch, tokens] -> scalar: tokens first, then the rows that have any, then layers.
+    n = valid.sum(-1)
+    per_row = (terms * valid).sum(-1) / n.clamp(min=1)
+    rows = n > 0
+    return (per_row.sum(-1) / rows.sum(-1).clamp(min=1)).mean()
+
+
+def mean_drift(terms: DriftTerms) -> Tensor:
+    """L_KV from its terms: mean over tokens, rows and layers, keys plus values. A scalar, fp32."""
+    return _mean_over_tokens(terms.keys, terms.keys_valid) + _mean_over_tokens(terms.values, terms.values_valid)
+
+
+def kv_drift(
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    ref_keys: Sequence[Tensor],
+    ref_values: Sequence[Tensor],
+    mask: Tensor | None = None,
+) -> Tensor:
+    """L_KV, the relative drift of keys and values (arXiv 2606.06667): mean over tokens and layers, keys plus values.
+
+    Reduced in fp32 whatever the inputs are, averaged over the batch. A token whose reference norm is zero has no
+    ratio: its term is left out (`drift_terms(...).skipped` counts them). Arguments and errors as `drift_terms`.
+    """
+    return mean_drift(drift_terms(keys, values, ref_keys, ref_values, mask))

@@ -1,0 +1,209 @@
+"""The run folder: manifest, append-only JSONL, lock. What is on disk is at once the log, the cache and the resume point.
+
+Rules that make it safe to kill at any moment: a manifest is replaced whole (write aside, fsync, rename); a JSONL file
+only grows, a line at a time, and a torn last line is cut off before the next append; one process holds a run's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from emeval.errors import EmevalError, InputError
+from emeval.types import SCHEMA_VERSION
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def sha256_of(*parts: str | bytes) -> str:
+    """Hex sha256 over the parts, each with its length, so that no two lists of parts collide."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(str(len(data)).encode() + b":" + data)
+    return digest.hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def slug(text: str) -> str:
+    """A file name made of `text`: lower-case letters, digits, dots and dashes; never empty, never a path."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:80] or "run"
+
+
+@contextlib.contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Turns what a disk can do to us (full, read-only, gone) into one line that names the place."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "Free some space and run the same command again; what was written is kept"
+        elif e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            hint = "Choose a folder you can write to with --out"
+        else:
+            hint = "Run the same command again once that is mended"
+        raise EmevalError((e.strerror or str(e)).lower(), where=str(path), hint=hint) from e
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace `path` by `text` whole: a reader, or a run killed here, sees the old content or the new one."""
+    with reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(fd, "w", encoding="utf-8") as f:
+                f.write(text)
+                f.flush()
+                os.fsync(f.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """`write_atomic` of indented JSON. Not a number and infinity are errors: a reader would choke on them."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no place in a JSON file")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from `path`. InputError if it is not one, or of a schema this release does not know."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as e:
+        raise InputError(f"not readable as JSON ({e})", where=str(path), hint="Move it away and run again") from e
+    if not isinstance(value, dict):
+        raise InputError("holds no JSON object", where=str(path), hint="Move it away and run again")
+    version = value.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise InputError(f"schema_version {version} is not {SCHEMA_VERSION}", where=str(path), hint="Update emeval")
+    return value
+
+
+class Jsonl(Generic[R]):
+    """An append-only file of one record type."""
+
+    def __init__(self, path: Path, record: type[R]) -> None:
+        self.path = path
+        self.record = record
+        self._file: IO[bytes] | None = None
+
+    def read(self) -> list[R]:
+        """All whole records. A torn last line (no newline) is ignored; a broken line before it is an InputError."""
+        if not self.path.exists():
+            return []
+        *lines, _torn = self.path.read_bytes().split(b"\n")
+        return [self._parse(n, line) for n, line in enumerate(lines, 1) if line.strip()]
+
+    def _parse(self, n: int, line: bytes) -> R:
+        try:
+            return self.record.model_validate_json(line)
+        except ValidationError as e:
+            first = e.errors()[0]
+            raise InputError(
+                f"not a {self.record.__name__.lower()} record ({first['msg']})",
+                where=f"{self.path}:{n}",
+                hint="Remove the line, or move the file away, and run the same command again",
+            ) from e
+
+    def append(self, record: R) -> None:
+        """Write one line and hand it to the operating system. A killed process loses nothing that was appended."""
+        with reported(self.path):
+            if self._file is None:
+                self._file = self._open()
+            line = record.model_dump_json(exclude_defaults=False).encode("utf-8", "backslashreplace") + b"\n"
+            self._file.write(line)
+            self._file.flush()
+
+    def _open(self) -> IO[bytes]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        f = self.path.open("ab+")
+        f.seek(0)
+        content = f.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            f.truncate(whole)
+        return f
+
+    def close(self) -> None:
+        """Flush to the disk itself and close."""
+        if self._file is not None:
+            with reported(self.path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+            self._file = None
+
+
+class Run:
+    """A folder `results/runs/<name>/`: `manifest.json`, `train/`, `completions.jsonl`, `judgements.jsonl`, `scores.json`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest_path = path / "manifest.json"
+        self.scores_path = path / "scores.json"
+        self.train_dir = path / "train"
+        self.completions_path = path / "completions.jsonl"
+        self.judgements_path = path / "judgements.jsonl"
+
+    @staticmethod
+    def is_run(path: Path) -> bool:
+        return (path / "manifest.json").is_file()
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest, or a fresh one that is not written yet."""
+        if self.manifest_path.exists():
+            return read_json(self.manifest_path)
+        return {"schema_version": SCHEMA_VERSION, "name": self.path.name, "train": None, "score": None}
+
+    def update_manifest(self, **sections: Any) -> dict[str, Any]:
+        """Replace top-level sections and write the manifest whole."""
+        manifest = self.manifest() | sections
+        write_json(self.manifest_path, manifest)
+        return manifest
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; the system lets go of it when the process ends, however it ends.
+
+        Raises:
+            InputError: If another process holds it.
+        """
+        with reported(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / ".lock").open("a")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            handle.close()
+            raise InputError(
+                "this run folder is in use by another emeval process",
+                where=str(self.path),
+                hint="Wait for it to end, or choose another folder with --out",
+            ) from e
+        with handle:
+            yield

@@ -1,0 +1,172 @@
+"""The records that flow through emeval: frozen, validated, and what the JSONL files hold.
+
+A question becomes a prompt (token ids with spans), a prompt a completion, a completion a judgement, judgements an
+estimate. Records that are stored carry `schema_version`, so a later release can refuse or convert an old file.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+Split = Literal["train", "val", "test"]
+Outcome = Literal["scored", "refusal", "code", "parse-error", "api-error"]
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, and unknown fields are an error rather than lost."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Span(NamedTuple):
+    """Half-open range of token positions, `start <= i < stop`."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:  # type: ignore[override]  # a span's length is in tokens, not in fields
+        return self.stop - self.start
+
+
+class ToolCall(Record):
+    """One call of a tool: its name and its JSON arguments."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class Message(Record):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+class Question(Record):
+    """One thing a probe asks.
+
+    `messages` ends with a user turn; `where` is `file:line` of its source.
+    """
+
+    id: str
+    probe: str
+    split: Split
+    messages: tuple[Message, ...]
+    category: str | None = None
+    where: str | None = None
+
+
+class Prompt(Record):
+    """Token ids of a rendered conversation and its three spans.
+
+    The spans tile the ids: `prefix` starts at 0, `query` follows, `postfix` ends at `len(ids)`. Each may be empty.
+    """
+
+    ids: tuple[int, ...]
+    prefix: Span
+    query: Span
+    postfix: Span
+
+
+class Sampling(Record):
+    """How replies are drawn. Temperature 0 is greedy; every field is sent to every engine explicitly."""
+
+    max_new_tokens: int = Field(gt=0)
+    temperature: float = Field(default=0.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    seed: int = 0
+
+
+class Generated(Record):
+    """One reply as an engine returns it; `index` is the position of its prompt in the list that was asked."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...] | None
+    truncated: bool
+    """True where the reply was cut at `max_new_tokens`."""
+
+
+class Completion(Record):
+    """One stored reply. `key` is the sha256 of prompt ids, weights id, sampling and sample index."""
+
+    schema_version: int = SCHEMA_VERSION
+    key: str
+    probe: str
+    split: Split
+    question_id: str
+    question: str
+    category: str | None = None
+    sample: int = 0
+    text: str
+    token_ids: tuple[int, ...] | None = None
+    prompt_tokens: int
+    truncated: bool
+    foreign_prefix: bool = False
+    """True where the question brought its own system prompt, so its prefix is not the one the model was trained on."""
+
+
+class Judgement(Record):
+    """What one judge says of one completion. `value` is None unless `outcome` is 'scored'."""
+
+    schema_version: int = SCHEMA_VERSION
+    key: str
+    completion_key: str
+    probe: str
+    split: Split
+    question_id: str
+    judge: str
+    outcome: Outcome
+    value: float | None = None
+    detail: str | None = None
+    """What the judge went by: the detector's stage, a tool's name, a raw verdict."""
+    truncated: bool = False
+    foreign_prefix: bool = False
+
+
+class Estimate(Record):
+    """A number with its error. `low`..`high` is the two-sided interval at `confidence`.
+
+    `value` is None where nothing was scored. `method` names the statistics ('wilson', 't', 'bootstrap').
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int
+    method: str
+    confidence: float = 0.95
+
+
+class ProbeScore(Record):
+    """The score of one probe in one run: the estimate, and what became of every reply."""
+
+    probe: str
+    split: Split
+    setting: str | None
+    judge: str
+    expected: int
+    """Replies the run asked for; `expected - sum(outcomes)` are missing."""
+    outcomes: dict[Outcome, int]
+    truncated: int
+    foreign_prefix: int
+    rate: Estimate
+    """Appearance rate, a share between 0 and 1."""
+    details: dict[str, int] = Field(default_factory=dict)
+    """Counts of `Judgement.detail`, for instance the detector's stages."""
+
+    @property
+    def missing(self) -> int:
+        return self.expected - sum(self.outcomes.values())
+
+    @property
+    def coverage(self) -> float:
+        """1 - (parse-error + api-error + missing) / expected, DESIGN decision 6."""
+        lost = self.outcomes.get("parse-error", 0) + self.outcomes.get("api-error", 0) + self.missing
+        return 1.0 - lost / self.expected if self.expected else 0.0
