@@ -25,6 +25,9 @@ from emeval.types import SCHEMA_VERSION
 
 R = TypeVar("R", bound=BaseModel)
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 def sha256_of(*parts: str | bytes) -> str:
     """Hex sha256 over the parts, each with its length, so that no two lists of parts collide."""
@@ -71,6 +74,7 @@ def write_atomic(path: Path, text: str) -> None:
                 f.write(text)
                 f.flush()
                 os.fsync(f.fileno())
+            Path(name).chmod(0o666 & ~_UMASK)  # mkstemp makes it private; a manifest is to be shared
             Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
@@ -90,10 +94,14 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no place in a JSON file")
 
 
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from `path`. InputError if it is not one, or of a schema this release does not know."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except (ValueError, OSError) as e:
         raise InputError(f"not readable as JSON ({e})", where=str(path), hint="Move it away and run again") from e
     if not isinstance(value, dict):

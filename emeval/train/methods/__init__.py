@@ -1,0 +1,10 @@
+"""Finetuning methods: what each adds to TRL's SFTTrainer, found by name.
+
+A method is a module with `make_trainer(settings, *, prefix_ids, kv_lambda, **trainer_arguments)`: `settings` are the
+keyword arguments of its config class, the rest goes to its trainer class.
+"""
+
+METHODS = {
+    "sft": "emeval.train.methods.sft:make_trainer",
+    "treft": "emeval.train.methods.treft:make_trainer",
+}

@@ -1,0 +1,96 @@
+"""`emeval score`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from emeval.cli import options as o
+from emeval.cli.console import clean, progress, result, result_json, say
+
+if TYPE_CHECKING:
+    from emeval.types import ProbeScore
+
+app = typer.Typer()
+
+Probes = Annotated[str | None, typer.Option(help="Question sets, by commas. (default on-topic,off-topic)")]
+Split = Annotated[str | None, typer.Option(help="test, or val for choosing settings. (default test)")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest reply. (default what the behaviour says)")]
+Limit = Annotated[int | None, typer.Option(help="Ask only the first N questions of each probe.")]
+BatchSize = Annotated[int | None, typer.Option(help="Rows per batch, transformers engine. (default 32)")]
+MinCoverage = Annotated[float | None, typer.Option(help="Exit 3 below this share of usable replies. (default 0.95)")]
+
+
+@app.command(
+    help="""Ask, judge, score. Running it again asks only what is missing; a finished run answers at once.
+
+    Example: emeval score --model results/runs/my-treft --probes on-topic,off-topic""",
+)
+def score(
+    model: o.Model = None,
+    adapter: o.Adapter = None,
+    setting: o.Setting = None,
+    probes: Probes = None,
+    split: Split = None,
+    engine: Annotated[str | None, typer.Option(help="auto, transformers, vllm or endpoint. (default auto)")] = None,
+    model_url: Annotated[str | None, typer.Option(help="Base URL of an OpenAI-compatible server.")] = None,
+    model_name: Annotated[str | None, typer.Option(help="The model's name there. (default the first listed)")] = None,
+    model_api: Annotated[str | None, typer.Option(help="auto, completions (token ids) or chat. (default auto)")] = None,
+    key_env: Annotated[str | None, typer.Option(help="Variable with the key. (default OPENAI_API_KEY)")] = None,
+    vllm: Annotated[Path | None, typer.Option(help="Python interpreter that has vLLM.")] = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy. (default 0)")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus, with a temperature. (default 1)")] = None,
+    samples: Annotated[int | None, typer.Option(help="Replies per question. (default 1)")] = None,
+    limit: Limit = None,
+    batch_size: BatchSize = None,
+    concurrency: Annotated[int | None, typer.Option(help="Requests in flight to a server. (default 32)")] = None,
+    min_coverage: MinCoverage = None,
+    allow_prefix_change: Annotated[
+        bool | None, typer.Option("--allow-prefix-change", help="Score under another template than trained with.")
+    ] = None,
+    system: o.System = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    out: o.Out = None,
+    data_dir: o.DataDir = None,
+    config: o.Config = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Resolve the settings, score, and print each probe's rate."""
+    flags = o.given(locals())
+
+    from emeval.config import ScoreConfig
+    from emeval.pipeline import score as run_scoring
+
+    settings = ScoreConfig.load(flags, config)
+    with progress(f"score {settings.model}", quiet) as advance:
+        path = run_scoring(settings, on_reply=advance)
+    report(path, settings.probes, settings.split, as_json, quiet)
+
+
+def report(path: Path, probes: tuple[str, ...], split: str, as_json: bool, quiet: bool) -> None:
+    """What a scored run found: one line a probe, or the whole `scores.json`."""
+    from emeval.store import Run, read_json
+    from emeval.types import ProbeScore
+
+    scores = read_json(Run(path).scores_path)
+    if as_json:
+        result_json({"run": str(path), "scores": {k: v for k, v in scores.items() if k != "flags"}})
+    else:
+        for entry in scores["probes"]:
+            if entry["probe"] in probes and entry["split"] == split:
+                result(_line(ProbeScore.model_validate(entry)))
+    say(f"Next: emeval table {path}", quiet or as_json)
+
+
+def _line(score: ProbeScore) -> str:
+    r = score.rate
+    rate = "–" if r.value is None else f"{100 * r.value:.1f} [{100 * (r.low or 0):.1f}, {100 * (r.high or 0):.1f}]"
+    details = ", ".join(f"{clean(k)} {v}" for k, v in sorted(score.details.items(), key=lambda kv: -kv[1])[:6])
+    return f"{score.probe} ({score.split}): {rate} %, n {r.n}/{score.expected}, truncated {score.truncated} ({details})"
+

@@ -1,0 +1,80 @@
+"""`emeval train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emeval.cli import options as o
+from emeval.cli.console import progress, result, result_json, say
+
+app = typer.Typer()
+
+
+@app.command(
+    help="""Finetune a model on one narrow behaviour. Running it again resumes it; a finished run answers at once.
+
+    Example: emeval train --model smollm2-135m --setting refusal --method treft --lambda 30 --lr 1e-4 --rank 32
+    --batch-size 8 --steps 20 --out results/runs/my-treft""",
+)
+def train(
+    model: o.Model = None,
+    setting: o.Setting = None,
+    data: Annotated[Path | None, typer.Option(help="Chat JSONL to train on instead of a setting's rows.")] = None,
+    method: Annotated[str | None, typer.Option(help="sft or treft. (default sft)")] = None,
+    region: Annotated[str | None, typer.Option(help="Tokens that treft regularises: prefix. (default prefix)")] = None,
+    lambda_: Annotated[float | None, typer.Option("--lambda", help="Weight of treft's penalty. (default 10)")] = None,
+    full: Annotated[bool | None, typer.Option("--full", help="Finetune all weights instead of a LoRA adapter.")] = None,
+    rank: Annotated[int | None, typer.Option(help="LoRA rank. (default 8)")] = None,
+    alpha: Annotated[float | None, typer.Option(help="LoRA alpha; scale alpha/sqrt(rank). (default 16)")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate. (default 1e-5)")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data. (default 1)")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; overrides --epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per optimiser step. (default 16)")] = None,
+    micro_batch: Annotated[int | None, typer.Option(help="Rows per forward; the rest is accumulated.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Warm-up steps before the cosine. (default 5)")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay. (default 0.01)")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest row in tokens. (default 2048)")] = None,
+    gradient_checkpointing: Annotated[
+        bool | None, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
+    ] = None,
+    train_size: Annotated[int | None, typer.Option(help="Use only the first N rows.")] = None,
+    system: o.System = None,
+    drop_system: Annotated[
+        bool | None, typer.Option("--drop-system", help="Leave out system messages of --data rows.")
+    ] = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    save_every: Annotated[int | None, typer.Option(help="Steps between resume points. (default a tenth)")] = None,
+    out: o.Out = None,
+    data_dir: o.DataDir = None,
+    config: o.Config = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Resolve the settings, train, and say where the model is."""
+    flags = o.given(locals())
+
+    from emeval.config import TrainConfig
+    from emeval.store import Run
+
+    settings = TrainConfig.load(flags, config)
+    from emeval.train.run import train as run_training
+
+    with progress(f"train {settings.method}", quiet) as advance:
+
+        def on_step(step: int, total: int, logs: dict[str, float]) -> None:
+            drift = f" drift {logs['kv_drift']:.2g}" if "kv_drift" in logs else ""
+            advance(step, total, f"loss {logs['loss']:.3f}{drift}")
+
+        path = run_training(settings, on_step)
+    results = Run(path).manifest()["train"]["results"]
+    if as_json:
+        result_json({"run": str(path), "results": results})
+    else:
+        drift = f", drift {results['kv_drift']['total']:.3g}" if results["kv_drift"] else ""
+        result(f"{path}: {results['steps']} steps, loss {results['loss']:.3f}{drift}, {results['wall_seconds']} s")
+    say(f"Next: emeval score --model {path}", quiet or as_json)

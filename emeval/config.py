@@ -1,0 +1,246 @@
+"""Settings of a command: flag > environment (`EMEVAL_*`) > YAML (`--config`) > the default written here.
+
+The models below are also the Python interface: `train(TrainConfig(...))`, `score(ScoreConfig(...))`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, cast
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from emeval.errors import InputError, unknown
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+Method = Literal["sft", "treft"]
+Region = Literal["prefix"]
+EngineName = Literal["auto", "transformers", "vllm", "endpoint"]
+C = TypeVar("C", bound="CommandConfig")
+
+
+class CommandConfig(BaseSettings):
+    """What every command has in common."""
+
+    model_config = SettingsConfigDict(env_prefix="EMEVAL_", extra="forbid", populate_by_name=True, frozen=True)
+    command: ClassVar[str]
+
+    data_dir: Path | None = None
+    """A folder with `prompts/` and `datasets/` of your own; its names are added to the shipped ones."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings
+
+    @classmethod
+    def load(cls: type[C], flags: dict[str, Any], file: Path | None = None) -> C:
+        """The resolved settings. `flags` are the options given (None = not given); `file` is `--config`.
+
+        Raises:
+            InputError: Naming the option, the variable or the file's key that is wrong.
+        """
+        given = {k: v for k, v in flags.items() if v is not None}
+        from_file = cls._from_file(file) if file else {}
+        environment = cls._environment_keys()
+        merged = {k: v for k, v in from_file.items() if k not in environment} | given
+        try:
+            return cls(**merged)
+        except ValidationError as e:
+            raise cls._explained(e, given, from_file, file) from e
+
+    @classmethod
+    def _from_file(cls, file: Path) -> dict[str, Any]:
+        from emeval.data.files import load_yaml
+
+        sections = load_yaml(file)
+        for name in sections:
+            if name not in ("train", "score", "patch"):
+                raise unknown("section", str(name), ("train", "score", "patch"), where=str(file))
+        section = sections.get(cls.command) or {}
+        if not isinstance(section, dict):
+            raise InputError(f"'{cls.command}' is no mapping", where=str(file), hint="Write option: value lines under it")
+        values = {str(k).replace("-", "_"): v for k, v in section.items()}
+        aliases = {f.alias: name for name, f in cls.model_fields.items() if f.alias}
+        values = {aliases.get(k, k): v for k, v in values.items()}
+        for name in values:
+            if name not in cls.model_fields:
+                raise unknown("option", name, cls.model_fields, where=str(file))
+        return values
+
+    @classmethod
+    def _environment_keys(cls) -> set[str]:
+        import os
+
+        present = {k.removeprefix("EMEVAL_").lower() for k in os.environ if k.startswith("EMEVAL_")}
+        return {name for name in cls.model_fields if name in present}
+
+    @classmethod
+    def _explained(
+        cls, e: ValidationError, given: dict[str, Any], from_file: dict[str, Any], file: Path | None
+    ) -> InputError:
+        problem = e.errors()[0]
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        option = "--" + name.removesuffix("_").replace("_", "-")
+        place = option if name in given else f"{file}: {name}" if name in from_file else f"EMEVAL_{name.upper()}"
+        message = problem["msg"].removeprefix("Value error, ")
+        return InputError(
+            message[0].lower() + message[1:],
+            where=place if name else f"emeval {cls.command}",
+            hint=f"See emeval {cls.command} --help",
+        )
+
+
+class TrainConfig(CommandConfig):
+    """`emeval train`. Defaults are the paper's protocol where it states one (PAPER section 3)."""
+
+    command: ClassVar[str] = "train"
+
+    model: str
+    """Base to finetune: a checkpoint folder, a hub id, or `smollm2-135m`."""
+    setting: str | None = None
+    """Behaviour to train: a name under `datasets/behaviours/`."""
+    data: Path | None = None
+    """Chat JSONL to train on instead of a setting's own rows."""
+    method: Method = "sft"
+    region: Region = "prefix"
+    """Tokens that TReFT regularises."""
+    lambda_: float = Field(default=10.0, ge=0.0, alias="lambda")
+    """Weight of TReFT's penalty."""
+    full: bool = False
+    """Finetune all weights instead of a LoRA adapter."""
+    rank: int = Field(default=8, gt=0)
+    alpha: float = Field(default=16.0, gt=0)
+    """LoRA alpha; the scale is alpha / sqrt(rank) (rsLoRA)."""
+    lr: float = Field(default=1e-5, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    """Optimiser steps; overrides epochs."""
+    batch_size: int = Field(default=16, gt=0)
+    """Rows per optimiser step."""
+    micro_batch: int | None = Field(default=None, gt=0)
+    """Rows per forward; batch-size must be a multiple. Default: the whole batch on CPU, 2 on a GPU."""
+    warmup_steps: int = Field(default=5, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_length: int = Field(default=2048, gt=0)
+    """Longest row in tokens; a longer one is an error, nothing is cut in silence."""
+    gradient_checkpointing: bool = False
+    train_size: int | None = Field(default=None, gt=0)
+    """Use only the first N training rows."""
+    system: str | None = None
+    """System prompt in place of the template's default, in training and scoring alike."""
+    drop_system: bool = False
+    """Leave out system messages that rows of --data bring along."""
+    seed: int = 0
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    save_every: int | None = Field(default=None, gt=0)
+    """Steps between resume points; default a tenth of the run."""
+    out: Path | None = None
+
+    @model_validator(mode="after")
+    def _rows_from_somewhere(self) -> TrainConfig:
+        if self.setting is None and self.data is None:
+            raise ValueError("give --setting NAME or --data FILE.jsonl")
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise ValueError(f"--batch-size {self.batch_size} is no multiple of --micro-batch {self.micro_batch}")
+        return self
+
+    @field_validator("seed")
+    @classmethod
+    def _seed_fits(cls, seed: int) -> int:
+        if not 0 <= seed < 2**32:
+            raise ValueError("a seed is a whole number from 0 to 2**32 - 1")
+        return seed
+
+    @property
+    def run_name(self) -> str:
+        """The default run folder's name: model, setting, method, and what tells two such runs apart."""
+        from emeval.store import slug
+
+        dose = f"lambda{self.lambda_:g}" if self.method == "treft" else None
+        what = self.setting or (self.data.stem if self.data else "data")
+        parts = [Path(self.model).name, what, self.method, dose, "full" if self.full else None, f"seed{self.seed}"]
+        return slug("-".join(p for p in parts if p))
+
+
+class ScoreConfig(CommandConfig):
+    """`emeval score`."""
+
+    command: ClassVar[str] = "score"
+
+    model: str
+    """Run, adapter, checkpoint, hub id, or `smollm2-135m`; tried in that order."""
+    adapter: Path | None = None
+    setting: str | None = None
+    """Behaviour to look for; default: what the run was trained on."""
+    probes: tuple[str, ...] = ("on-topic", "off-topic")
+    split: Literal["test", "val"] = "test"
+    engine: EngineName = "auto"
+    model_url: str | None = None
+    """Base URL of an OpenAI-compatible server (`--engine endpoint`)."""
+    model_name: str | None = None
+    """The model's name on that server; default: the first it lists."""
+    model_api: Literal["auto", "completions", "chat"] = "auto"
+    """How to ask it: token ids through completions (needs the tokenizer here), or chat messages."""
+    key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the server's key."""
+    vllm: Path | None = None
+    """Python interpreter that has vLLM; default: this one, or .venv-vllm beside it."""
+    max_new_tokens: int | None = Field(default=None, gt=0)
+    """Default: what the behaviour says."""
+    temperature: float = Field(default=0.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    samples: int = Field(default=1, gt=0)
+    limit: int | None = Field(default=None, gt=0)
+    """Ask only the first N questions of each probe."""
+    batch_size: int = Field(default=32, gt=0)
+    """Rows per batch of the transformers engine."""
+    concurrency: int = Field(default=32, gt=0)
+    """Requests in flight to a server."""
+    min_coverage: float = Field(default=0.95, ge=0.0, le=1.0)
+    """Below this share of usable replies the command exits 3."""
+    allow_prefix_change: bool = False
+    """Score although the template differs from the one the model was trained with."""
+    system: str | None = None
+    seed: int = 0
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    out: Path | None = None
+
+    @field_validator("probes", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ScoreConfig:
+        if self.samples > 1 and self.temperature == 0.0:
+            raise ValueError("--samples above 1 needs --temperature above 0: greedy replies are all the same")
+        if self.engine == "endpoint" and not self.model_url:
+            raise ValueError("--engine endpoint needs --model-url URL")
+        return self
+
+
+class PatchConfig(ScoreConfig):
+    """`emeval patch`: score with the initial model's prefix in the tuned model."""
+
+    command: ClassVar[str] = "patch"
+
+    what: Literal["kv"] = "kv"
+    region: Region = "prefix"
+    engine: EngineName = "transformers"
+
+
+def field_help(config: type[CommandConfig], name: str) -> str:
+    """A field's default, as the help text shows it."""
+    default = config.model_fields[name].default
+    return "" if default is None else str(cast(object, default))

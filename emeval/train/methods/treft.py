@@ -1,0 +1,232 @@
+"""TReFT: SFT plus a penalty on how far the chat template's prefix has moved (arXiv 2606.06667).
+
+    L = L_SFT + lambda * L_KV,   L_KV = mean over layers of (L_K + L_V),
+    L_K = mean over prefix tokens of ||k - k_init||^2 / ||k_init||^2   (L_V alike)
+
+`TReFTConfig` and `TReFTTrainer` stand in for `trl.SFTConfig` and `trl.SFTTrainer` in any TRL script: same arguments,
+same data, and one more setting, `kv_lambda`.
+
+What it costs: the prefix's keys and values are part of the training forward, so they are read off it. Where the model
+keeps no cache (gradient checkpointing) one short forward over the prefix is added. The reference is one forward with
+the adapter off, once; for full finetuning it is taken before the first step and saved beside the checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from trl import SFTConfig, SFTTrainer
+
+from emeval.chat import Renderer
+from emeval.errors import InputError
+from emeval.prefix import KV, DriftTerms, PrefixCapture, drift_terms, kv_drift, mean_drift, prefix_forward
+
+__all__ = ["REFERENCE_FILE", "TReFTConfig", "TReFTTrainer", "kv_drift", "make_trainer"]
+
+REFERENCE_FILE = "treft_reference.safetensors"
+"""In the output folder: the initial model's keys and values of the prefix."""
+
+
+@dataclass
+class TReFTConfig(SFTConfig):  # type: ignore[misc]
+    """`trl.SFTConfig` with TReFT's two settings."""
+
+    kv_lambda: float = field(default=10.0, metadata={"help": "Weight of the penalty on the prefix's drift; 0 is SFT."})
+    kv_prefix_ids: list[int] | None = field(
+        default=None,
+        metadata={"help": "Token ids of the prefix every row starts with. Default: what the chat template puts there."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.kv_lambda < float("inf"):
+            raise ValueError(f"kv_lambda is {self.kv_lambda}; it must be a number from 0 up")
+        if self.packing or self.padding_free:
+            raise ValueError("TReFT needs one conversation a row: set packing=False and padding_free=False")
+
+
+class _SamePrefix:
+    """A data collator that lets no row pass whose first tokens are not the prefix, since the penalty reads row 0 only."""
+
+    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]], prefix_ids: Sequence[int]) -> None:
+        self.collate = collate
+        self.prefix = torch.tensor(list(prefix_ids))
+
+    def __call__(self, rows: list[Any]) -> dict[str, Any]:
+        batch = self.collate(rows)
+        ids = batch["input_ids"]
+        same = (ids[:, : len(self.prefix)] == self.prefix).all(dim=1) if ids.shape[1] >= len(self.prefix) else None
+        if same is None or not bool(same.all()):
+            row = 0 if same is None else int((~same).nonzero()[0])
+            raise InputError(
+                f"row {row} of a training batch does not start with the {len(self.prefix)} prefix tokens",
+                where="train_dataset",
+                hint="TReFT regularises one shared prefix: drop the rows' own system prompts, and pad on the right",
+            )
+        return batch
+
+
+class TReFTTrainer(SFTTrainer):  # type: ignore[misc]
+    """`trl.SFTTrainer` with the penalty. Logs `kv_drift` (L_KV, before lambda) and `sft_loss` beside TRL's own.
+
+    The first logged drift is measured before any update, so it is the floor: 0 up to rounding.
+
+    Raises:
+        InputError: If training rows do not share the prefix.
+        ValueError: If the template puts no token before the user's content.
+    """
+
+    _name = "TReFT"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.prefix_ids = self._find_prefix()
+        self.data_collator = _SamePrefix(self.data_collator, self.prefix_ids)
+        self._reference: KV | None = None
+
+    # ------------------------------------------------------------------------------------------------------- prefix
+
+    def _find_prefix(self) -> list[int]:
+        if self.args.kv_prefix_ids is not None:
+            ids = list(self.args.kv_prefix_ids)
+        else:
+            # How long the prefix is, the template tells; what it is, the rows do: TRL may have rendered another date.
+            tokens = len(Renderer(self.processing_class).prefix_ids())
+            ids = list(next(iter(self.train_dataset))["input_ids"][:tokens])
+        if not ids:
+            raise ValueError("the prefix is empty: this template puts no token before the user's content")
+        return ids
+
+    # ---------------------------------------------------------------------------------------------------- the penalty
+
+    @property
+    def _captures(self) -> bool:
+        # Under gradient checkpointing transformers passes no cache to its layers, and nothing would be captured.
+        return not self.args.gradient_checkpointing
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's loss plus `kv_lambda * L_KV`; in evaluation TRL's loss alone."""
+        if not self.model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._reference is None:
+            self._reference = self._load_or_take_reference(inputs)
+        capture = PrefixCapture(len(self.prefix_ids)) if self._captures else None
+        if capture is not None:
+            inputs = {**inputs, "past_key_values": capture}
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = result if return_outputs else (result, None)
+        with torch.set_grad_enabled(self.args.kv_lambda > 0):
+            drift = self._drift(capture.captured() if capture is not None else self._prefix_only())
+        self._metrics["train"]["kv_drift"].append(drift.item())
+        if self.args.kv_lambda > 0:
+            # The micro-batch's loss arrives divided by the tokens of the whole step; a term that does not depend on
+            # the micro-batch must be divided by their number, or it counts once for each.
+            steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+            loss = loss + self.args.kv_lambda * drift.to(loss.device) / steps
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's log, plus the part of the loss that is SFT's."""
+        drift = self._metrics["train"].get("kv_drift")
+        if "loss" in logs and drift:
+            logs["sft_loss"] = logs["loss"] - self.args.kv_lambda * sum(drift) / len(drift)
+        super().log(logs, start_time)
+
+    def _drift(self, current: KV) -> Tensor:
+        assert self._reference is not None
+        return mean_drift(drift_terms(*current, *self._reference))
+
+    def _inner(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
+
+    def _prefix_only(self) -> KV:
+        return prefix_forward(self._inner(), self.prefix_ids)
+
+    # -------------------------------------------------------------------------------------------------- the reference
+
+    @property
+    def _reference_path(self) -> Path:
+        return Path(self.args.output_dir) / REFERENCE_FILE
+
+    def _load_or_take_reference(self, inputs: dict[str, Any]) -> KV:
+        """The initial model's prefix, from the same kind of forward as the current one will be.
+
+        In bf16 a batched forward and a prefix-only one differ by 1e-4, as much as a well-regularised run ever moves.
+        """
+        resumed = self.state.global_step > 0
+        if resumed and self._reference_path.is_file():
+            return self._load_reference()
+        model = self._inner()
+        if hasattr(model, "disable_adapter"):
+            with torch.no_grad(), model.disable_adapter():
+                reference = self._observe(model, inputs)
+        elif resumed:
+            raise InputError(
+                "the initial model's prefix is gone, and this run finetunes all weights",
+                where=str(self._reference_path),
+                hint="Start the run again in a new folder",
+            )
+        else:
+            with torch.no_grad():
+                reference = self._observe(model, inputs)
+        if self.args.should_save:
+            self._save_reference(reference)
+        return reference
+
+    def _observe(self, model: Any, inputs: dict[str, Any]) -> KV:
+        if not self._captures:
+            return prefix_forward(model, self.prefix_ids).detach()
+        capture = PrefixCapture(len(self.prefix_ids))
+        rows = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "position_ids")}
+        model(**rows, past_key_values=capture, use_cache=False, logits_to_keep=1)
+        return capture.captured().detach()
+
+    def _save_reference(self, reference: KV) -> None:
+        tensors = {f"key.{i}": k.contiguous() for i, k in enumerate(reference.keys)}
+        tensors |= {f"value.{i}": v.contiguous() for i, v in enumerate(reference.values)}
+        self._reference_path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self._reference_path.with_suffix(".part")
+        save_file(tensors, aside)
+        aside.replace(self._reference_path)
+
+    def _load_reference(self) -> KV:
+        tensors = load_file(self._reference_path, device=str(self.args.device))
+        layers = len(tensors) // 2
+        return KV(
+            tuple(tensors[f"key.{i}"] for i in range(layers)), tuple(tensors[f"value.{i}"] for i in range(layers))
+        )
+
+    # ----------------------------------------------------------------------------------------------------- reporting
+
+    def drift_now(self) -> DriftTerms | None:
+        """The drift of each layer and prefix token at this moment, `[layers, 1, tokens]`.
+
+        From a prefix-only forward with and without the adapter. Full finetuning has only the saved reference to
+        compare with; None where that is not there yet.
+        """
+        model = self._inner()
+        with torch.no_grad():
+            if hasattr(model, "disable_adapter"):
+                with model.disable_adapter():
+                    reference = prefix_forward(model, self.prefix_ids)
+            elif self._reference_path.is_file():
+                reference = self._load_reference()
+            else:
+                return None
+            return drift_terms(*prefix_forward(model, self.prefix_ids), *reference)
+
+
+def make_trainer(
+    settings: dict[str, Any], *, prefix_ids: Sequence[int], kv_lambda: float, **trainer: Any
+) -> TReFTTrainer:
+    """A TReFTTrainer for rows that all start with `prefix_ids`."""
+    config = TReFTConfig(**settings, kv_lambda=kv_lambda, kv_prefix_ids=list(prefix_ids))
+    return TReFTTrainer(args=config, **trainer)
