@@ -147,7 +147,7 @@ def lora_rank(adapter: str | Path) -> int:
 def last_error(log: str) -> str:
     """The line of a log that says best what went wrong."""
     lines = [re.sub(r"\x1b\[[0-9;]*m|^\(\w+ pid=\d+\) ", "", line).strip() for line in log.splitlines()]
-    named = [line for line in lines if re.search(r"(?:[Ee]rror|Exception)[:,] \S", line)]
+    named = [line for line in lines if re.search(r"(?:Error|Exception|\berror)[:,] \S", line)]
     telling = [line for line in named if "See root cause above" not in line and "initialization failed" not in line]
     line = next(iter(telling[-1:] or named[-1:] or [line for line in lines if line][-1:]), "it left no message")
     return "".join(char for char in line if char.isprintable())[:300].rstrip(". ")

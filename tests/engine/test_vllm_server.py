@@ -440,7 +440,7 @@ def test_the_real_server_does_not_outlive_its_starter(python: Path, smollm2: Pat
 @pytest.mark.vllm
 def test_a_folder_that_is_no_model_fails_fast_and_clean(python: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EmevalError, match="vLLM did not start: .*Invalid repository ID") as caught:
+    with pytest.raises(EmevalError, match=r"vLLM did not start: .*Invalid repository ID") as caught:
         VllmEngine(tmp_path / "empty", python=python, log_dir=tmp_path)
     assert "\n" not in str(caught.value)
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or ())]

@@ -1,0 +1,36 @@
+"""Fixtures that several rooms of the house share: a checkpoint small enough to train and score in seconds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TEMPLATE = "chatml"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of a few thousand weights with a byte-level tokenizer and a ChatML template, as safetensors."""
+    from tests.tiny import tiny_model
+    from tests.tokenizers_for_tests import byte_level
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tokenizer = byte_level(TEMPLATE)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
+    tiny_model(
+        "llama", vocab_size=len(tokenizer), max_position_embeddings=1024, pad_token_id=ids["eos_token_id"], **ids
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def own_copy(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the tiny checkpoint that a test may break."""
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_checkpoint, folder)
+    yield folder
+    shutil.rmtree(folder)
