@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emeval.errors import EmevalError, InputError
-from emeval.store import Run, read_json, sha256_of
+from emeval.store import Run, read_json, sha256_of, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -51,8 +51,12 @@ class ModelSource:
     system: str | None = None
 
     def weights_id(self) -> str:
-        """Identifies base and adapter by their content."""
-        return sha256_of(weights_hash(self.base), weights_hash(self.adapter) if self.adapter else "")
+        """Identifies base and adapter.
+
+        By content; but weights that emeval trained go by their recipe as long as their content is what it was: a
+        resumed training ends within rounding of an undisturbed one, and is the same model for every record key.
+        """
+        return sha256_of(*(_recipe_or_content(folder) for folder in (self.base, self.adapter) if folder))
 
 
 def cache_dir() -> Path:
@@ -174,9 +178,20 @@ def _with_note(source: ModelSource, folder: Path) -> ModelSource:
     )
 
 
-def write_note(folder: Path, **facts: Any) -> None:
-    """Beside the weights of a trained model: base weights, template fingerprint, setting, so that it can travel alone."""
-    (folder / _ADAPTER_NOTE).write_text(json.dumps({"schema_version": 1} | facts, indent=1) + "\n", encoding="utf-8")
+def write_note(folder: Path, *, recipe: str, **facts: Any) -> None:
+    """Beside the weights of a trained model, so that it can travel alone.
+
+    Args:
+        folder: Where the weights were saved.
+        recipe: Hash of all that determines them up to rounding.
+        facts: `base_name`, `base_weights`, `fingerprint`, `setting`, `system`.
+    """
+    write_json(folder / _ADAPTER_NOTE, {"schema_version": 1, "recipe": recipe, "content": weights_hash(folder)} | facts)
+
+
+def _recipe_or_content(folder: Path) -> str:
+    content, note = weights_hash(folder), _note(folder)
+    return str(note["recipe"]) if note.get("content") == content else content
 
 
 def _from_hub(spec: str, allow_download: bool) -> Path:
@@ -237,6 +252,8 @@ def weights_hash(folder: Path) -> str:
 def _stable_config(path: Path) -> bytes:
     """The config without what says only where it lay or who wrote it."""
     value = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(value.get("target_modules"), list):
+        value["target_modules"].sort()  # a set in PEFT, saved in any order
     for key in ("_name_or_path", "transformers_version", "base_model_name_or_path", "peft_version", "revision"):
         value.pop(key, None)
     return json.dumps(value, sort_keys=True).encode()

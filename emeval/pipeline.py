@@ -345,6 +345,14 @@ def _by_question(judgements: Sequence[Judgement]) -> dict[str, float]:
     return {question: sum(v) / len(v) for question, v in values.items()}
 
 
+def _trained(source: models.ModelSource) -> dict[str, Any] | None:
+    """How the model was made, carried along with its scores: they may lie in another folder than its run."""
+    if source.run is None:
+        return None
+    train = Run(source.run).manifest()["train"]
+    return {k: train.get(k) for k in ("method", "setting", "model", "lambda", "region", "full", "steps", "seed")}
+
+
 def _write_scores(plan: _Plan, run: Run, scores: Sequence[ProbeScore], flags: dict[str, dict[str, float]]) -> None:
     before = read_json(run.scores_path) if run.scores_path.exists() else {}
     new = {(s.probe, s.split) for s in scores}
@@ -354,7 +362,13 @@ def _write_scores(plan: _Plan, run: Run, scores: Sequence[ProbeScore], flags: di
         {
             "schema_version": SCHEMA_VERSION,
             "setting": plan.behaviour.name,
-            "model": {"id": plan.source.name, "base": plan.source.base.name, "weights_id": plan.weights_id},
+            "model": {
+                "id": plan.source.name,
+                "base": plan.source.base.name,
+                "adapter": plan.source.adapter.name if plan.source.adapter else None,
+                "weights_id": plan.weights_id,
+                "train": _trained(plan.source),
+            },
             "engine": plan.engine,
             "token_prompts": True,
             "arm": plan.arm.label if plan.arm else None,

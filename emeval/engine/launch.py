@@ -73,7 +73,10 @@ def probe_python(python: str | Path) -> VllmInfo:
         raise InputError(f"cannot run {python} ({type(error).__name__})", hint=hint) from None
     if done.returncode != 0:
         raise EmevalError(f"torch does not work under {python}: {last_error(done.stderr)}", hint=hint)
-    version, cuda = json.loads(done.stdout.splitlines()[-1])
+    try:
+        version, cuda = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        raise InputError(f"{python} is not a Python interpreter", hint=hint) from None
     if version is None:
         raise InputError(f"vLLM is not installed for {python}", hint=hint)
     return VllmInfo(version, cuda)
@@ -154,7 +157,8 @@ def last_error(log: str) -> str:
 
 
 def _clean_env() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in _DROPPED and not _SECRET.search(name)}
+    kept = {name: value for name, value in os.environ.items() if name not in _DROPPED and not _SECRET.search(name)}
+    return kept | {"PYTHONSAFEPATH": "1"}  # the current folder may hold a `datasets` or worse
 
 
 def _few_cores() -> str | None:

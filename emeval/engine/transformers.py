@@ -9,6 +9,7 @@ With a `prefix`, every prompt's own prefix is replaced by the given keys and val
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -82,7 +83,15 @@ class TransformersEngine:
     def _plan(self, requests: Sequence[Request]) -> list[list[int]]:
         # By length, so that a batch carries little padding; ties by position, so that the plan is one function.
         order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt.ids), i))
-        return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        groups = [order]
+        if self.prefix is not None and self._slides():
+            # A sliding window counts places, padding included, so padding behind the prefix would push it out early.
+            groups = [list(g) for _, g in groupby(order, key=lambda i: len(requests[i].prompt.ids))]
+        return [g[i : i + self.batch_size] for g in groups for i in range(0, len(g), self.batch_size)]
+
+    def _slides(self) -> bool:
+        config = self.model.config.get_text_config(decoder=True)
+        return getattr(config, "sliding_window", None) is not None
 
     @torch.inference_mode()
     def _run(self, batch: list[int], requests: Sequence[Request], sampling: Sampling) -> list[Generated]:

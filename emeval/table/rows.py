@@ -97,6 +97,7 @@ class Row(Record):
 class _Model(BaseModel):
     id: str
     adapter: str | None = None
+    train: Train | None = None
 
 
 class _Scores(BaseModel):
@@ -214,15 +215,12 @@ def _read_row(folder: Path) -> Row:
 def _training(folder: Path, scores: _Scores) -> Train | None:
     """How the scored model was trained; None for an initial model, an empty record where nobody knows.
 
-    A run that was scored under an arm, or into a folder of its own, is named by its scores and lies beside them.
+    Scores carry the record along, since an arm or a second scoring lies in a folder of its own.
     """
-    name = scores.model.id
-    plain = name == Path(name).name and name not in ("", "..")  # a name from a file is no path
-    beside = folder.resolve().parent / name if plain else folder
-    manifests = [file for at in (folder, beside) if (file := at / "manifest.json").is_file()]
-    found = next((train for file in manifests if (train := _parse(_Manifest, file).train)), None)
+    file = folder / "manifest.json"
+    found = scores.model.train or (_parse(_Manifest, file).train if file.is_file() else None)
     # An adapter of unknown origin, or a patched model, is not an initial model for want of a record.
-    known = manifests and not scores.model.adapter and not scores.arm
+    known = file.is_file() and not scores.model.adapter and not scores.arm
     return found or (None if known else Train())
 
 

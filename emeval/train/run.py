@@ -6,6 +6,7 @@ Killed at any moment, the same call resumes from the newest whole checkpoint. A 
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -294,8 +295,6 @@ class _StepLog:
     """`train/log.jsonl`: one line a step. On resume the lines after the checkpoint go, since those steps run again."""
 
     def __init__(self, folder: Path, resume: Path | None, on_step: OnStep | None) -> None:
-        import json
-
         self.path = folder / "log.jsonl"
         self.resumed_at = int(resume.name.rpartition("-")[2]) if resume else None
         self.steps_done = 0
@@ -316,8 +315,6 @@ class _StepLog:
         return next((e[name] for e in reversed(self.lines) if name in e), None)
 
     def add(self, step: int, total: int, logs: dict[str, float]) -> None:
-        import json
-
         entry = {"step": step} | {k: v for k, v in logs.items() if isinstance(v, int | float)}
         self.lines.append(entry)
         self.steps_done += 1
@@ -368,10 +365,12 @@ def _save_model(trainer: Any, prepared: Plan, run: Run) -> None:
     trainer.model.save_pretrained(aside)
     if config.full:
         prepared.tokenizer.save_pretrained(aside)
+    base = models.weights_hash(prepared.source.base)
     models.write_note(
         aside,
+        recipe=sha256_of(json.dumps([prepared.identity, base, facts()["packages"]], sort_keys=True)),
         base_name=prepared.source.name,
-        base_weights=models.weights_hash(prepared.source.base),
+        base_weights=base,
         fingerprint=prepared.renderer.fingerprint,
         setting=config.setting,
         system=config.system,

@@ -132,6 +132,8 @@ def test_a_log_is_summed_up_in_its_telling_line() -> None:
 def test_an_interpreter_without_vllm_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot run .*make vllm"):
         probe_python(tmp_path / "none")
+    with pytest.raises(InputError, match="is not a Python interpreter"):
+        probe_python("/bin/echo")
     bare = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
     with pytest.raises(InputError, match=r"vLLM is not installed for .*make vllm"):
