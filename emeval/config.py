@@ -39,6 +39,7 @@ class CommandConfig(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags before environment; no .env files, no secret files."""
         return init_settings, env_settings
 
     @classmethod
@@ -67,7 +68,9 @@ class CommandConfig(BaseSettings):
                 raise unknown("section", str(name), ("train", "score", "patch"), where=str(file))
         section = sections.get(cls.command) or {}
         if not isinstance(section, dict):
-            raise InputError(f"'{cls.command}' is no mapping", where=str(file), hint="Write option: value lines under it")
+            raise InputError(
+                f"'{cls.command}' is no mapping", where=str(file), hint="Write option: value lines under it"
+            )
         values = {str(k).replace("-", "_"): v for k, v in section.items()}
         aliases = {f.alias: name for name, f in cls.model_fields.items() if f.alias}
         values = {aliases.get(k, k): v for k, v in values.items()}

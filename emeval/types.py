@@ -29,7 +29,7 @@ class Span(NamedTuple):
     start: int
     stop: int
 
-    def __len__(self) -> int:  # type: ignore[override]  # a span's length is in tokens, not in fields
+    def __len__(self) -> int:  # a span's length is in tokens, not in fields
         return self.stop - self.start
 
 
@@ -163,6 +163,7 @@ class ProbeScore(Record):
 
     @property
     def missing(self) -> int:
+        """Replies that were asked for and never came."""
         return self.expected - sum(self.outcomes.values())
 
     @property

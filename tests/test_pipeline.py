@@ -17,7 +17,15 @@ from emeval.pipeline import score
 from emeval.table.rows import read_rows
 from emeval.train.run import train
 
-FAST: dict[str, Any] = {"steps": 6, "batch_size": 4, "lr": 1e-2, "rank": 4, "train_size": 16, "device": "cpu", "save_every": 2}
+FAST: dict[str, Any] = {
+    "steps": 6,
+    "batch_size": 4,
+    "lr": 1e-2,
+    "rank": 4,
+    "train_size": 16,
+    "device": "cpu",
+    "save_every": 2,
+}
 
 
 def train_tiny(checkpoint: Path, out: Path, on_step: Any = None, **changes: Any) -> Path:
@@ -42,7 +50,17 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_the_manifest_says_how_the_run_was_made(run: Path) -> None:
     made = json.loads((run / "manifest.json").read_text())["train"]
     assert made["status"] == "finished" and made["method"] == "treft" and made["steps"] == 6
-    assert {"emeval", "packages", "typed", "resolved", "data", "template", "base_weights", "seed", "machine"} <= made.keys()
+    assert {
+        "emeval",
+        "packages",
+        "typed",
+        "resolved",
+        "data",
+        "template",
+        "base_weights",
+        "seed",
+        "machine",
+    } <= made.keys()
     assert made["template"]["fingerprint"] and made["data"]["rows"] == 16 and made["emeval"]["commit"]
     assert made["results"]["tokens_per_second"] > 0 and made["results"]["peak_memory_bytes"] > 1e6
     drift = made["results"]["kv_drift"]

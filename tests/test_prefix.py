@@ -164,7 +164,7 @@ def test_drift_is_reduced_in_fp32_for_bf16_inputs() -> None:
 )
 def test_shapes_that_do_not_fit_are_refused(layers: tuple[int, ...], mask: torch.Tensor | None) -> None:
     x = torch.ones(1, 1, 3, 2)
-    with pytest.raises(ValueError, match="layers|mask"):
+    with pytest.raises(ValueError, match=r"layers|mask"):
         kv_drift(*([x] * n for n in layers), mask)
 
 

@@ -30,7 +30,9 @@ _OWN = {
 }
 
 
-def tiny_model(architecture: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> PreTrainedModel:
+def tiny_model(
+    architecture: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object
+) -> PreTrainedModel:
     """A random model with weights large enough that keys, values and logits differ visibly between inputs."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(architecture, **(_COMMON | _OWN.get(architecture, {}) | changes))

@@ -127,4 +127,3 @@ def _validate(file: Path) -> str:
     if "messages" in first or "prompt" in first:
         return f"{len(load_chats(file))} conversations"
     return f"{len(load_domain_file(file))} questions"
-

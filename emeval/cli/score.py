@@ -93,4 +93,3 @@ def _line(score: ProbeScore) -> str:
     rate = "–" if r.value is None else f"{100 * r.value:.1f} [{100 * (r.low or 0):.1f}, {100 * (r.high or 0):.1f}]"
     details = ", ".join(f"{clean(k)} {v}" for k, v in sorted(score.details.items(), key=lambda kv: -kv[1])[:6])
     return f"{score.probe} ({score.split}): {rate} %, n {r.n}/{score.expected}, truncated {score.truncated} ({details})"
-

@@ -21,7 +21,9 @@ app = typer.Typer()
 def table(
     runs: Annotated[list[Path] | None, typer.Argument(help="Run folders. (default: all of results/runs)")] = None,
     which: Annotated[str | None, typer.Option("--table", help="1, 2, 3 or all. (default: 2; with --paper all)")] = None,
-    paper: Annotated[bool, typer.Option("--paper", help="The paper's figures, with notes on what does not hold.")] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's figures, with notes on what does not hold.")
+    ] = False,
     output: Annotated[str, typer.Option("--format", help="markdown, csv, json or latex.")] = "markdown",
     data_dir: o.DataDir = None,
     as_json: o.Json = False,
@@ -43,7 +45,9 @@ def table(
         result(render(paper_tables(which or "all", data_root(data_dir).shipped), output))  # type: ignore[arg-type]
         return
     if which not in (None, "2", "all"):
-        raise InputError(f"Table {which} is not made from runs yet", where="--table", hint="Add --paper for the paper's")
+        raise InputError(
+            f"Table {which} is not made from runs yet", where="--table", hint="Add --paper for the paper's"
+        )
     paths = runs or default_runs(Path("results") / "runs")
     result(render([leakage_table(read_rows(paths))], output))  # type: ignore[arg-type]
     say("Next: emeval table --paper --table 2 prints the paper's figures", quiet or as_json)

@@ -56,7 +56,9 @@ def validated(model: type[M], row: object, where: str) -> M:
     try:
         return model.model_validate(row)
     except ValidationError as e:
-        raise InputError(first_problem(e), where=where, hint=f"See docs/data.md for the fields of {model.__name__}") from e
+        raise InputError(
+            first_problem(e), where=where, hint=f"See docs/data.md for the fields of {model.__name__}"
+        ) from e
 
 
 def unique(where: str, name: str, seen: dict[str, str]) -> None:

@@ -22,10 +22,14 @@ class Request(Protocol):
     """What an engine may look at of a question to be asked."""
 
     @property
-    def prompt(self) -> Prompt: ...
+    def prompt(self) -> Prompt:
+        """Its token ids."""
+        ...
 
     @property
-    def messages(self) -> tuple[Message, ...]: ...
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation, for servers that render their own template."""
+        ...
 
 
 class Engine(Protocol):

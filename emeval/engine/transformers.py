@@ -102,9 +102,7 @@ class TransformersEngine:
         if sampling.temperature > 0:
             # One seed a batch: together with the fixed plan it makes sampled replies repeatable as well.
             torch.manual_seed(sampling.seed * 1_000_003 + min(batch))
-        out = self.model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=self._config(sampling), **extra
-        )
+        out = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=self._config(sampling), **extra)
         replies = out[:, ids.shape[1] :].tolist()
         return [self._reply(i, reply) for i, reply in zip(batch, replies, strict=True)]
 

@@ -56,6 +56,6 @@ def patch(config: PatchConfig, on_reply: OnReply | None = None) -> Path:
             where=f"--model {config.model}",
             hint="Give a run or adapter trained with LoRA",
         )
-    arm = Arm(LABEL, lambda model, ids: patched_prefix(model, ids, "initial"))
+    arm = Arm(LABEL, lambda model, prefix_ids: patched_prefix(model, prefix_ids, "initial"))
     settings = config.model_dump(include=set(ScoreConfig.model_fields), by_alias=False)
     return score(ScoreConfig(**settings), arm=arm, on_reply=on_reply)

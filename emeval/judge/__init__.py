@@ -1,0 +1,1 @@
+"""Judges: from a reply to a verdict."""

@@ -1,0 +1,1 @@
+"""Probes: from a question set to stored completions."""

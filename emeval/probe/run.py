@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from emeval.chat import Renderer
 from emeval.engine import Engine
 from emeval.store import Jsonl, sha256_of
-from emeval.types import Completion, Message, Prompt, Question, Sampling
+from emeval.types import Completion, Message, Prompt, Question, Sampling, Span
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,14 @@ class Ask:
 
     @property
     def messages(self) -> tuple[Message, ...]:
+        """The conversation."""
         return self.question.messages
 
 
 def plan_asks(
-    questions: Sequence[Question], renderer: Renderer, weights_id: str, sampling: Sampling, samples: int
+    questions: Sequence[Question], renderer: Renderer | None, weights_id: str, sampling: Sampling, samples: int
 ) -> list[Ask]:
-    """Every question, rendered, `samples` times each.
+    """Every question, rendered, `samples` times each. Without a renderer the server renders: the messages are the key.
 
     Raises:
         InputError: Naming the question that cannot be rendered.
@@ -37,11 +38,16 @@ def plan_asks(
     asks = []
     drawn = sampling.model_dump_json()
     for question in questions:
-        prompt = renderer.render(question.messages, where=question.where)
+        prompt = renderer.render(question.messages, where=question.where) if renderer else _UNSEEN
+        foreign = renderer.is_foreign(prompt) if renderer else question.messages[0].role != "user"
+        asked = repr(prompt.ids) if renderer else repr([m.model_dump() for m in question.messages])
         for sample in range(samples):
-            key = sha256_of(repr(prompt.ids), weights_id, drawn, str(sample))
-            asks.append(Ask(question, prompt, sample, key, renderer.is_foreign(prompt)))
+            asks.append(Ask(question, prompt, sample, sha256_of(asked, weights_id, drawn, str(sample)), foreign))
     return asks
+
+
+_UNSEEN = Prompt(ids=(), prefix=Span(0, 0), query=Span(0, 0), postfix=Span(0, 0))
+"""The prompt of a server that renders its own template."""
 
 
 def missing(asks: Sequence[Ask], stored: dict[tuple[str, str], Completion]) -> list[int]:

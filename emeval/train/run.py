@@ -160,7 +160,7 @@ def _train(prepared: Plan, run: Run, on_step: OnStep | None) -> None:
         "identity": prepared.identity,
         "resolved": config.model_dump(mode="json", by_alias=True),
         "data": prepared.data,
-        "template": prepared.renderer.describe() | {"fingerprint": prepared.renderer.fingerprint},
+        "template": prepared.renderer.describe(),
         "base_weights": models.weights_hash(prepared.source.base),
         "device": where.device,
         "dtype": where.dtype,

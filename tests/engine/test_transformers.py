@@ -53,7 +53,9 @@ def by_hand(model: PreTrainedModel, ids: tuple[int, ...], tokens: int, stop: int
     return tuple(row[len(ids) :])
 
 
-def replies(engine: TransformersEngine, requests: list[Ask], sampling: Sampling = GREEDY, **kw: object) -> list[Generated]:
+def replies(
+    engine: TransformersEngine, requests: list[Ask], sampling: Sampling = GREEDY, **kw: object
+) -> list[Generated]:
     return sorted(engine.generate(requests, sampling, **kw), key=lambda g: g.index)
 
 
@@ -119,7 +121,13 @@ def test_greedy_is_greedy_whatever_the_checkpoint_says() -> None:
     model = tiny_model("llama")
     expected = [by_hand(model, a.prompt.ids, 12) for a in asks()]
     model.generation_config = GenerationConfig(
-        repetition_penalty=1.5, do_sample=True, temperature=0.7, top_k=5, top_p=0.5, no_repeat_ngram_size=2, eos_token_id=2
+        repetition_penalty=1.5,
+        do_sample=True,
+        temperature=0.7,
+        top_k=5,
+        top_p=0.5,
+        no_repeat_ngram_size=2,
+        eos_token_id=2,
     )
     ids = torch.tensor([asks()[0].prompt.ids])
     torch.manual_seed(0)

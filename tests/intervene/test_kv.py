@@ -1,4 +1,4 @@
-"""Prefix patching: base into base and tuned into tuned change no logit; the patch itself is the initial model's prefix."""
+"""Prefix patching: base into base and tuned into tuned change no logit; the patch is the initial model's prefix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ P = 7
 
 def adapted(architecture: str) -> PeftModel:
     """A model with an adapter that does something."""
-    model = get_peft_model(tiny_model(architecture), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        tiny_model(architecture), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     torch.manual_seed(5)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -42,7 +44,9 @@ def patched_logits(model: PeftModel, source: str) -> torch.Tensor:
 def test_tuned_into_tuned_and_base_into_base_change_no_logit(architecture: str) -> None:
     model, (_, ids) = adapted(architecture), rows()
     with torch.inference_mode():
-        torch.testing.assert_close(patched_logits(model, "tuned"), model(input_ids=ids).logits[:, P:], rtol=0, atol=5e-5)
+        torch.testing.assert_close(
+            patched_logits(model, "tuned"), model(input_ids=ids).logits[:, P:], rtol=0, atol=5e-5
+        )
         with model.disable_adapter():
             base = model(input_ids=ids).logits[:, P:]
             torch.testing.assert_close(patched_logits(model, "initial"), base, rtol=0, atol=5e-5)

@@ -53,9 +53,8 @@ class TestARow:
         assert row.method == "sft + prefix from the initial model"
         assert row.plain_method == "sft"
 
-    def test_an_arm_scored_into_its_own_folder_finds_the_run_it_belongs_to(self, write_run, treft):
-        write_run("trained", treft)
-        row = one(write_run("trained-patched", arm="patched", model={"id": "trained", "base": "M"}))
+    def test_an_arm_scored_into_its_own_folder_brings_the_record_of_its_run(self, write_run, treft):
+        row = one(write_run("trained-patched", arm="patched", model={"id": "trained", "train": treft}))
         assert (row.model, row.method) == ("M", "treft (lambda 10) + patched")
 
     @pytest.mark.parametrize("changes", [{"arm": "patched"}, {"model": {"id": "x", "adapter": "found"}}])

@@ -184,7 +184,7 @@ def test_a_row_with_another_prefix_stops_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [{"packing": True}, {"padding_free": True}, {"kv_lambda": -1.0}])
 def test_settings_that_would_give_a_wrong_penalty_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="kv_lambda|one conversation a row"):
+    with pytest.raises(ValueError, match=r"kv_lambda|one conversation a row"):
         TReFTConfig(**(SETTINGS | {"output_dir": str(tmp_path)} | wrong))
 
 

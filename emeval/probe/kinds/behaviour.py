@@ -39,7 +39,9 @@ def questions(spec: ProbeSpec, root: DataRoot, behaviour: Behaviour, split: Spli
         ]
     chosen = [q for q in found if q.split == split]
     if not chosen:
-        raise InputError(f"probe '{spec.name}' has no {split} question", where=spec.where, hint="Choose another --split")
+        raise InputError(
+            f"probe '{spec.name}' has no {split} question", where=spec.where, hint="Choose another --split"
+        )
     return chosen
 
 

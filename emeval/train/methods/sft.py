@@ -8,6 +8,8 @@ from typing import Any
 from trl import SFTConfig, SFTTrainer
 
 
-def make_trainer(settings: dict[str, Any], *, prefix_ids: Sequence[int], kv_lambda: float, **trainer: Any) -> SFTTrainer:
+def make_trainer(
+    settings: dict[str, Any], *, prefix_ids: Sequence[int], kv_lambda: float, **trainer: Any
+) -> SFTTrainer:
     """A plain SFTTrainer; `prefix_ids` and `kv_lambda` are for methods that regularise."""
     return SFTTrainer(args=SFTConfig(**settings), **trainer)

@@ -52,7 +52,7 @@ class TReFTConfig(SFTConfig):  # type: ignore[misc]
 
 
 class _SamePrefix:
-    """A data collator that lets no row pass whose first tokens are not the prefix, since the penalty reads row 0 only."""
+    """Lets no row pass whose first tokens are not the prefix, since the penalty reads row 0 for all."""
 
     def __init__(self, collate: Callable[[list[Any]], dict[str, Any]], prefix_ids: Sequence[int]) -> None:
         self.collate = collate
@@ -87,7 +87,7 @@ class TReFTTrainer(SFTTrainer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.prefix_ids = self._find_prefix()
-        self.data_collator = _SamePrefix(self.data_collator, self.prefix_ids)
+        self.data_collator: Any = _SamePrefix(self.data_collator, self.prefix_ids)
         self._reference: KV | None = None
 
     # ------------------------------------------------------------------------------------------------------- prefix
