@@ -6,10 +6,10 @@ The models below are also the Python interface: `train(TrainConfig(...))`, `scor
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from emeval.errors import InputError, unknown
 
@@ -130,12 +130,14 @@ class TrainConfig(CommandConfig):
     batch_size: int = Field(default=16, gt=0)
     """Rows per optimiser step."""
     micro_batch: int | None = Field(default=None, gt=0)
-    """Rows per forward; batch-size must be a multiple. Default: the whole batch on CPU, 2 on a GPU."""
+    """Rows per forward; batch-size must be a multiple. Default: the whole batch on CPU, 4 on a GPU."""
     warmup_steps: int = Field(default=5, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     max_length: int = Field(default=2048, gt=0)
     """Longest row in tokens; a longer one is an error, nothing is cut in silence."""
     gradient_checkpointing: bool = False
+    shared_prefix: bool = True
+    """Run the prefix once per batch where model and attention kernel allow it: the same loss and gradients, faster."""
     train_size: int | None = Field(default=None, gt=0)
     """Use only the first N training rows."""
     system: str | None = None
@@ -185,7 +187,7 @@ class ScoreConfig(CommandConfig):
     adapter: Path | None = None
     setting: str | None = None
     """Behaviour to look for; default: what the run was trained on."""
-    probes: tuple[str, ...] = ("on-topic", "off-topic")
+    probes: Annotated[tuple[str, ...], NoDecode] = ("on-topic", "off-topic")
     split: Literal["test", "val"] = "test"
     engine: EngineName = "auto"
     model_url: str | None = None
@@ -242,8 +244,3 @@ class PatchConfig(ScoreConfig):
     region: Region = "prefix"
     engine: EngineName = "transformers"
 
-
-def field_help(config: type[CommandConfig], name: str) -> str:
-    """A field's default, as the help text shows it."""
-    default = config.model_fields[name].default
-    return "" if default is None else str(cast(object, default))

@@ -40,6 +40,9 @@ def train(
     gradient_checkpointing: Annotated[
         bool | None, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = None,
+    shared_prefix: Annotated[
+        bool | None, typer.Option("--shared-prefix/--no-shared-prefix", help="Run the prefix once per batch. (default on)")
+    ] = None,
     train_size: Annotated[int | None, typer.Option(help="Use only the first N rows.")] = None,
     system: o.System = None,
     drop_system: Annotated[

@@ -31,7 +31,7 @@ from emeval.train.rows import TrainRow, as_dataset, make_rows
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Called after each optimiser step with: step, total steps, the step's log."""
 
-_MAY_DIFFER = {"out", "save_every", "data_dir", "device", "micro_batch"}
+_MAY_DIFFER = {"out", "save_every", "data_dir", "device", "micro_batch", "shared_prefix"}
 """Settings a resumed run may change: they do not change what is learned (beyond rounding)."""
 
 
@@ -182,6 +182,7 @@ def _train(prepared: Plan, run: Run, on_step: OnStep | None) -> None:
     results = {
         "steps": trainer.state.global_step,
         "resumed_at": log.resumed_at,
+        "shared_prefix": trainer.not_shared or "yes",
         "loss": log.last("loss"),
         "kv_drift": drift,
         "wall_seconds": round(wall, 2),
@@ -246,6 +247,7 @@ def _settings(config: TrainConfig, run: Run, where: models.Placement, rows: int)
         "use_cpu": where.device == "cpu",
         "dataloader_pin_memory": where.device == "cuda",
         "gradient_checkpointing": config.gradient_checkpointing,
+        "shared_prefix": config.shared_prefix,
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "logging_steps": 1,
         "save_steps": config.save_every or max(1, steps // 10),

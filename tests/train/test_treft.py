@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from emeval.chat import Renderer
 from emeval.errors import InputError
 from emeval.prefix import kv_drift, mean_drift, prefix_forward
+from emeval.train.methods.shared_prefix import SharedPrefixConfig, SharedPrefixTrainer
 from emeval.train.methods.treft import REFERENCE_FILE, TReFTConfig, TReFTTrainer
 from emeval.types import Message
 
@@ -61,11 +62,18 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+KINDS = {
+    "trl": (SFTConfig, SFTTrainer),
+    "sft": (SharedPrefixConfig, SharedPrefixTrainer),
+    "treft": (TReFTConfig, TReFTTrainer),
+}
+
+
 def make(kind: str, folder: Path, *, full: bool = False, architecture: str = "llama", **changes: Any) -> SFTTrainer:
     tokenizer = byte_level("chatml")
     model = tiny_model(architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
     settings = SETTINGS | {"output_dir": str(folder)} | changes
-    config, trainer = (SFTConfig, SFTTrainer) if kind == "sft" else (TReFTConfig, TReFTTrainer)
+    config, trainer = KINDS[kind]
     return trainer(
         model=model,
         args=config(**settings),
@@ -90,9 +98,11 @@ def logged(trainer: SFTTrainer, name: str) -> list[float]:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_lambda_zero_is_sft_bit_for_bit(tmp_path: Path, full: bool) -> None:
-    sft = trained("sft", tmp_path / "a", full=full, optim="adamw_torch")
-    treft = trained("treft", tmp_path / "b", full=full, optim="adamw_torch", kv_lambda=0.0)
+@pytest.mark.parametrize(("plain", "shared"), [("trl", False), ("sft", False), ("sft", True)])
+def test_lambda_zero_is_sft_bit_for_bit(tmp_path: Path, full: bool, plain: str, shared: bool) -> None:
+    how: dict[str, Any] = {"full": full, "optim": "adamw_torch"}
+    sft = trained(plain, tmp_path / "a", **how, **({} if plain == "trl" else {"shared_prefix": shared}))
+    treft = trained("treft", tmp_path / "b", kv_lambda=0.0, shared_prefix=shared, **how)
     assert logged(sft, "loss") == logged(treft, "loss")
     assert logged(sft, "grad_norm") == logged(treft, "grad_norm")
     a, b = weights(sft), weights(treft)
@@ -113,15 +123,15 @@ def test_the_loss_is_sft_plus_lambda_times_drift(tmp_path: Path) -> None:
     trainer = trained("treft", tmp_path, kv_lambda=3.0)
     for loss, sft, drift in zip(*(logged(trainer, n) for n in ("loss", "sft_loss", "kv_drift")), strict=True):
         assert loss == pytest.approx(sft + 3.0 * drift, rel=1e-5)
-    assert logged(trainer, "sft_loss")[0] == pytest.approx(logged(trained("sft", tmp_path / "s"), "loss")[0], rel=1e-5)
+    assert logged(trainer, "sft_loss")[0] == pytest.approx(logged(trained("trl", tmp_path / "s"), "loss")[0], rel=1e-5)
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("micro", "steps"), [(1, 8), (4, 2), (2, 4)])
-def test_accumulation_does_not_change_the_gradients(tmp_path: Path, micro: int, steps: int) -> None:
-    whole = trained("treft", tmp_path / "a", kv_lambda=3.0)
-    split = trained(
-        "treft", tmp_path / "b", kv_lambda=3.0, per_device_train_batch_size=micro, gradient_accumulation_steps=steps
-    )
+def test_accumulation_does_not_change_the_gradients(tmp_path: Path, micro: int, steps: int, shared: bool) -> None:
+    whole = trained("treft", tmp_path / "a", kv_lambda=3.0, shared_prefix=shared)
+    split = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": steps}
+    split = trained("treft", tmp_path / "b", kv_lambda=3.0, shared_prefix=shared, **split)
     assert logged(split, "grad_norm") == pytest.approx(logged(whole, "grad_norm"), rel=1e-4)
     assert logged(split, "kv_drift")[1:] == pytest.approx(logged(whole, "kv_drift")[1:], rel=1e-4)
     a, b = weights(whole), weights(split)
@@ -132,7 +142,7 @@ def test_accumulation_does_not_change_the_gradients(tmp_path: Path, micro: int, 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_gradient_checkpointing_gives_the_same_penalty(tmp_path: Path, full: bool) -> None:
-    plain = trained("treft", tmp_path / "a", full=full, kv_lambda=3.0)
+    plain = trained("treft", tmp_path / "a", full=full, kv_lambda=3.0, shared_prefix=False)
     checkpointed = trained("treft", tmp_path / "b", full=full, kv_lambda=3.0, gradient_checkpointing=True)
     assert logged(checkpointed, "kv_drift")[-1] > 1e-6
     assert logged(checkpointed, "kv_drift")[1:] == pytest.approx(logged(plain, "kv_drift")[1:], rel=1e-3)
@@ -210,7 +220,8 @@ def test_drop_in_for_a_users_own_trl_script(tmp_path: Path) -> None:
     assert logged(trainer, "kv_drift")[0] < 1e-10 < logged(trainer, "kv_drift")[-1]
 
 
-def test_bf16_takes_both_sides_from_the_same_kind_of_forward(tmp_path: Path) -> None:
-    trainer = trained("treft", tmp_path, bf16=True, kv_lambda=0.0)
+@pytest.mark.parametrize("shared", [False, True])
+def test_bf16_takes_both_sides_from_the_same_kind_of_forward(tmp_path: Path, shared: bool) -> None:
+    trainer = trained("treft", tmp_path, bf16=True, kv_lambda=0.0, shared_prefix=shared)
     # Between a batched and a prefix-only forward it would be 1e-4 (FACTS); from the same kind it is nothing.
     assert logged(trainer, "kv_drift")[0] < 1e-8

@@ -6,7 +6,8 @@
 `TReFTConfig` and `TReFTTrainer` stand in for `trl.SFTConfig` and `trl.SFTTrainer` in any TRL script: same arguments,
 same data, and one more setting, `kv_lambda`.
 
-What it costs: the prefix's keys and values are part of the training forward, so they are read off it. Where the model
+What it costs: nothing, or less. The prefix's keys and values are part of the training forward. Where all rows share
+one prefix forward (`shared_prefix`) they are its result; else they are read off the rows' forward; and where the model
 keeps no cache (gradient checkpointing) one short forward over the prefix is added. The reference is one forward with
 the adapter off, once; for full finetuning it is taken before the first step and saved beside the checkpoints.
 """
@@ -20,12 +21,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
-from emeval.chat import Renderer
 from emeval.errors import InputError
 from emeval.prefix import KV, DriftTerms, PrefixCapture, drift_terms, kv_drift, mean_drift, prefix_forward
+from emeval.train.methods.shared_prefix import SharedPrefixConfig, SharedPrefixTrainer
 
 __all__ = ["REFERENCE_FILE", "TReFTConfig", "TReFTTrainer", "kv_drift", "make_trainer"]
 
@@ -34,45 +34,18 @@ REFERENCE_FILE = "treft_reference.safetensors"
 
 
 @dataclass
-class TReFTConfig(SFTConfig):  # type: ignore[misc]
-    """`trl.SFTConfig` with TReFT's two settings."""
+class TReFTConfig(SharedPrefixConfig):
+    """`trl.SFTConfig` with TReFT's settings."""
 
     kv_lambda: float = field(default=10.0, metadata={"help": "Weight of the penalty on the prefix's drift; 0 is SFT."})
-    kv_prefix_ids: list[int] | None = field(
-        default=None,
-        metadata={"help": "Token ids of the prefix every row starts with. Default: what the chat template puts there."},
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.0 <= self.kv_lambda < float("inf"):
             raise ValueError(f"kv_lambda is {self.kv_lambda}; it must be a number from 0 up")
-        if self.packing or self.padding_free:
-            raise ValueError("TReFT needs one conversation a row: set packing=False and padding_free=False")
 
 
-class _SamePrefix:
-    """Lets no row pass whose first tokens are not the prefix, since the penalty reads row 0 for all."""
-
-    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]], prefix_ids: Sequence[int]) -> None:
-        self.collate = collate
-        self.prefix = torch.tensor(list(prefix_ids))
-
-    def __call__(self, rows: list[Any]) -> dict[str, Any]:
-        batch = self.collate(rows)
-        ids = batch["input_ids"]
-        same = (ids[:, : len(self.prefix)] == self.prefix).all(dim=1) if ids.shape[1] >= len(self.prefix) else None
-        if same is None or not bool(same.all()):
-            row = 0 if same is None else int((~same).nonzero()[0])
-            raise InputError(
-                f"row {row} of a training batch does not start with the {len(self.prefix)} prefix tokens",
-                where="train_dataset",
-                hint="TReFT regularises one shared prefix: drop the rows' own system prompts, and pad on the right",
-            )
-        return batch
-
-
-class TReFTTrainer(SFTTrainer):  # type: ignore[misc]
+class TReFTTrainer(SharedPrefixTrainer):
     """`trl.SFTTrainer` with the penalty. Logs `kv_drift` (L_KV, before lambda) and `sft_loss` beside TRL's own.
 
     The first logged drift is measured before any update, so it is the floor: 0 up to rounding.
@@ -86,29 +59,11 @@ class TReFTTrainer(SFTTrainer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.prefix_ids = self._find_prefix()
-        self.data_collator: Any = _SamePrefix(self.data_collator, self.prefix_ids)
+        if not self.prefix_ids:
+            raise ValueError("the prefix is empty: this template puts no token before the user's content")
         self._reference: KV | None = None
 
-    # ------------------------------------------------------------------------------------------------------- prefix
-
-    def _find_prefix(self) -> list[int]:
-        if self.args.kv_prefix_ids is not None:
-            ids = list(self.args.kv_prefix_ids)
-        else:
-            # How long the prefix is, the template tells; what it is, the rows do: TRL may have rendered another date.
-            tokens = len(Renderer(self.processing_class).prefix_ids())
-            ids = list(next(iter(self.train_dataset))["input_ids"][:tokens])
-        if not ids:
-            raise ValueError("the prefix is empty: this template puts no token before the user's content")
-        return ids
-
     # ---------------------------------------------------------------------------------------------------- the penalty
-
-    @property
-    def _captures(self) -> bool:
-        # Under gradient checkpointing transformers passes no cache to its layers, and nothing would be captured.
-        return not self.args.gradient_checkpointing
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -118,13 +73,11 @@ class TReFTTrainer(SFTTrainer):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._reference is None:
             self._reference = self._load_or_take_reference(inputs)
-        capture = PrefixCapture(len(self.prefix_ids)) if self._captures else None
-        if capture is not None:
-            inputs = {**inputs, "past_key_values": capture}
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs, prefix = self._with_prefix(inputs)
+        result = SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = result if return_outputs else (result, None)
         with torch.set_grad_enabled(self.args.kv_lambda > 0):
-            drift = self._drift(capture.captured() if capture is not None else self._prefix_only())
+            drift = mean_drift(drift_terms(*prefix(), *self._reference))
         self._metrics["train"]["kv_drift"].append(drift.item())
         if self.args.kv_lambda > 0:
             # The micro-batch's loss arrives divided by the tokens of the whole step; a term that does not depend on
@@ -133,22 +86,23 @@ class TReFTTrainer(SFTTrainer):  # type: ignore[misc]
             loss = loss + self.args.kv_lambda * drift.to(loss.device) / steps
         return (loss, outputs) if return_outputs else loss
 
+    def _with_prefix(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], KV]]:
+        """The forward's inputs, and where to read the prefix's keys and values once it has run."""
+        if self.not_shared is None:
+            kv = prefix_forward(self._inner(), self.prefix_ids)
+            return self._behind_prefix(inputs, kv), lambda: kv
+        if self.args.gradient_checkpointing:
+            # transformers passes no cache to its layers then, and nothing would be captured
+            return inputs, lambda: prefix_forward(self._inner(), self.prefix_ids)
+        capture = PrefixCapture(len(self.prefix_ids))
+        return {**inputs, "past_key_values": capture}, capture.captured
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log, plus the part of the loss that is SFT's."""
         drift = self._metrics["train"].get("kv_drift")
         if "loss" in logs and drift:
             logs["sft_loss"] = logs["loss"] - self.args.kv_lambda * sum(drift) / len(drift)
         super().log(logs, start_time)
-
-    def _drift(self, current: KV) -> Tensor:
-        assert self._reference is not None
-        return mean_drift(drift_terms(*current, *self._reference))
-
-    def _inner(self) -> Any:
-        return self.accelerator.unwrap_model(self.model)
-
-    def _prefix_only(self) -> KV:
-        return prefix_forward(self._inner(), self.prefix_ids)
 
     # -------------------------------------------------------------------------------------------------- the reference
 
@@ -182,7 +136,7 @@ class TReFTTrainer(SFTTrainer):  # type: ignore[misc]
         return reference
 
     def _observe(self, model: Any, inputs: dict[str, Any]) -> KV:
-        if not self._captures:
+        if self.not_shared is None or self.args.gradient_checkpointing:
             return prefix_forward(model, self.prefix_ids).detach()
         capture = PrefixCapture(len(self.prefix_ids))
         rows = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "position_ids")}
