@@ -28,6 +28,7 @@ from typing import Any, Literal, Protocol
 from jinja2 import TemplateError
 
 from emeval.errors import InputError
+from emeval.turns import as_dicts, check_order, hermes, with_content
 from emeval.types import Message, Prompt, Span, ToolCall
 
 Ids = tuple[int, ...]
@@ -42,16 +43,6 @@ _DATE_FORMAT = "%d %b %Y"
 _PROBES = ("How many boats are left", "what is in the harbour?", "Tell me the time.", "42 people came home in 1931")
 _PROBE_CALL = ToolCall(name="find_harbour", arguments={"town": "Seven Lanterns"})
 
-_MAY_FOLLOW: Mapping[str, tuple[str, ...]] = {
-    "start": ("system", "developer", "user"),
-    "system": ("user",),
-    "developer": ("user",),
-    "user": ("assistant",),
-    "assistant": ("user",),
-    "tool call": ("tool", "user"),
-    "tool": ("tool", "assistant", "user"),
-}
-_ORDER = "A conversation is at most one system turn, then user and assistant by turns, with a user turn last"
 # What a template can run into besides its own raise_exception: it is a program, and the data may not fit it.
 _TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _CACHE_SIZE = 512
@@ -195,7 +186,7 @@ class Renderer:
         return self._complete([Message(role="user", content=_PROBES[0])])
 
     def _complete(self, messages: Sequence[Message]) -> tuple[Message, ...]:
-        _check_order(messages)
+        check_order(messages)
         if self._system is None or messages[0].role != "user":
             return tuple(messages)
         return Message(role="system", content=self._system), *messages
@@ -209,7 +200,7 @@ class Renderer:
         fixed = {"tokenize": False, "chat_template": self._template, "strftime_now": self._today.strftime}
         try:
             text = self._tokenizer.apply_chat_template(
-                _as_dicts(turns, native), add_generation_prompt=prompt, **fixed, **self._arguments
+                as_dicts(turns, native), add_generation_prompt=prompt, **fixed, **self._arguments
             )
         except _TEMPLATE_ERRORS as error:
             reason = " ".join(str(error).split()).rstrip(".")
@@ -235,7 +226,7 @@ class Renderer:
 
     def _edges(self, turns: Sequence[Message], index: int) -> tuple[Ids, Ids]:
         """The ids around the content of turn `index`, whatever that content is; cached by everything else."""
-        key = (index, *(turn.model_dump_json() for turn in _with_content(turns, index, "")))
+        key = (index, *(turn.model_dump_json() for turn in with_content(turns, index, "")))
         if key not in self._edge_cache:
             if len(self._edge_cache) >= _CACHE_SIZE:
                 del self._edge_cache[next(iter(self._edge_cache))]
@@ -245,7 +236,7 @@ class Renderer:
     def _probe_edges(self, turns: Sequence[Message], index: int) -> tuple[Ids, Ids]:
         for before in range(index + 1):
             self._check_heard(turns, before)
-        rows = [self._ids(self._prompt_text(_with_content(turns, index, probe))) for probe in _PROBES]
+        rows = [self._ids(self._prompt_text(with_content(turns, index, probe))) for probe in _PROBES]
         return _agreed(rows), _agreed([row[::-1] for row in rows])[::-1]
 
     def _check_heard(self, turns: Sequence[Message], index: int) -> None:
@@ -253,7 +244,7 @@ class Renderer:
         turn = turns[index]
         if turn.tool_calls and not turn.content:
             return
-        texts = {self._text(_with_content(turns, index, probe), prompt=True) for probe in _PROBES[:2]}
+        texts = {self._text(with_content(turns, index, probe), prompt=True) for probe in _PROBES[:2]}
         if len(texts) == 1:
             raise InputError(f"the chat template ignores the content of the {turn.role} turn {turn.content[:40]!r}")
 
@@ -303,7 +294,7 @@ class Renderer:
             raise InputError("the reply is empty")
         if reply.tool_calls and self.tool_format == "native":
             return self._native_reply(turns, prompt_text, reply)
-        content = _hermes(reply)
+        content = hermes(reply)
         return (content.strip() if self._opening.trims else content) + self._opening.end
 
     def _native_reply(self, turns: Sequence[Message], prompt_text: str, reply: Message) -> str:
@@ -362,54 +353,6 @@ def _day(date_string: object) -> datetime:
         return datetime.strptime(str(date_string), _DATE_FORMAT)
     except ValueError as error:
         raise InputError(f"date_string '{date_string}' is not a date", hint=f"Write it as '{PINNED_DATE}'") from error
-
-
-def _check_order(messages: Sequence[Message]) -> None:
-    if not messages:
-        raise InputError("the conversation has no turns", hint=_ORDER)
-    before = "start"
-    for number, message in enumerate(messages, start=1):
-        turn = f"turn {number} ({message.role})"
-        if message.role not in _MAY_FOLLOW[before]:
-            place = "first" if before == "start" else f"after turn {number - 1} ({before})"
-            raise InputError(f"{turn} cannot come {place}", hint=_ORDER)
-        if message.role == "assistant" and not (message.content.strip() or message.tool_calls):
-            raise InputError(f"{turn} is empty")
-        if message.role != "assistant" and message.tool_calls:
-            raise InputError(f"{turn} has tool calls, which only an assistant turn can have")
-        before = "tool call" if message.tool_calls else message.role
-    if messages[-1].role != "user":
-        raise InputError(f"the conversation ends with {turn}, not with a user turn", hint=_ORDER)
-
-
-def _with_content(turns: Sequence[Message], index: int, content: str) -> tuple[Message, ...]:
-    return *turns[:index], turns[index].model_copy(update={"content": content}), *turns[index + 1 :]
-
-
-def _as_dicts(turns: Sequence[Message], native: bool) -> list[dict[str, Any]]:
-    """Turns as templates read them: calls as `tool_calls`, or in the text where the template knows no such field."""
-    rows: list[dict[str, Any]] = []
-    unanswered: list[dict[str, Any]] = []
-    for number, turn in enumerate(turns):
-        row: dict[str, Any] = {"role": turn.role, "content": turn.content}
-        if turn.tool_calls and native:
-            # Mistral's templates insist on ids of nine letters and digits, in the call and in its answer.
-            named = enumerate(turn.tool_calls, start=1000 * number)
-            row["tool_calls"] = [{"id": f"c{n:08}", "type": "function", "function": c.model_dump()} for n, c in named]
-            unanswered = list(row["tool_calls"])
-        elif turn.tool_calls:
-            row["content"] = _hermes(turn)
-        elif turn.role == "tool" and unanswered:
-            call = unanswered.pop(0)
-            row |= {"tool_call_id": call["id"], "name": call["function"]["name"]}
-        rows.append(row)
-    return rows
-
-
-def _hermes(turn: Message) -> str:
-    """A turn's text with its tool calls behind it, in the notation of the Hermes models."""
-    calls = [json.dumps({"name": c.name, "arguments": c.arguments}, ensure_ascii=False) for c in turn.tool_calls]
-    return "\n".join([*([turn.content] if turn.content else []), *(f"<tool_call>\n{c}\n</tool_call>" for c in calls)])
 
 
 def _shared(left: Sequence[object], right: Sequence[object]) -> int:

@@ -144,6 +144,8 @@ class TrainConfig(CommandConfig):
     """System prompt in place of the template's default, in training and scoring alike."""
     drop_system: bool = False
     """Leave out system messages that rows of --data bring along."""
+    checkpoints: int = Field(default=0, ge=0)
+    """Models to keep along the run, evenly spaced, for comparisons at the same dose."""
     seed: int = 0
     device: Device = "auto"
     dtype: Dtype = "auto"
@@ -243,4 +245,3 @@ class PatchConfig(ScoreConfig):
     what: Literal["kv"] = "kv"
     region: Region = "prefix"
     engine: EngineName = "transformers"
-

@@ -1,4 +1,4 @@
-"""The run folder: manifest, append-only JSONL, lock. What is on disk is at once the log, the cache and the resume point.
+"""The run folder: manifest, append-only JSONL, lock. What is on disk is log, cache and resume point at once.
 
 Rules that make it safe to kill at any moment: a manifest is replaced whole (write aside, fsync, rename); a JSONL file
 only grows, a line at a time, and a torn last line is cut off before the next append; one process holds a run's lock.
@@ -10,13 +10,14 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -57,7 +58,7 @@ def reported(path: Path) -> Iterator[None]:
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = "Free some space and run the same command again; what was written is kept"
-        elif e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        elif e.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             hint = "Choose a folder you can write to with --out"
         else:
             hint = "Run the same command again once that is mended"
@@ -102,14 +103,22 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from `path`. InputError if it is not one, or of a schema this release does not know."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, RecursionError) as e:
         raise InputError(f"not readable as JSON ({e})", where=str(path), hint="Move it away and run again") from e
     if not isinstance(value, dict):
         raise InputError("holds no JSON object", where=str(path), hint="Move it away and run again")
     version = value.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
-        raise InputError(f"schema_version {version} is not {SCHEMA_VERSION}", where=str(path), hint="Update emeval")
+        raise _other_version(version, str(path))
     return value
+
+
+def _other_version(version: object, where: str) -> InputError:
+    return InputError(
+        f"written by another release of emeval: schema_version {version} is not {SCHEMA_VERSION}",
+        where=where,
+        hint="Read it with that release, or move it away",
+    )
 
 
 class Jsonl(Generic[R]):
@@ -118,40 +127,52 @@ class Jsonl(Generic[R]):
     def __init__(self, path: Path, record: type[R]) -> None:
         self.path = path
         self.record = record
-        self._file: IO[bytes] | None = None
+        self._file: io.FileIO | None = None
 
     def read(self) -> list[R]:
         """All whole records. A torn last line (no newline) is ignored; a broken line before it is an InputError."""
         if not self.path.exists():
             return []
-        *lines, _torn = self.path.read_bytes().split(b"\n")
+        with reported(self.path):
+            *lines, _torn = self.path.read_bytes().split(b"\n")
         return [self._parse(n, line) for n, line in enumerate(lines, 1) if line.strip()]
 
     def _parse(self, n: int, line: bytes) -> R:
         try:
-            return self.record.model_validate_json(line)
-        except ValidationError as e:
-            first = e.errors()[0]
+            # Not pydantic's own JSON reader: it refuses half a character, which models do write.
+            value = json.loads(line, parse_constant=_no_constant)
+            version = value.get("schema_version", SCHEMA_VERSION) if isinstance(value, dict) else SCHEMA_VERSION
+            if version != SCHEMA_VERSION:
+                raise _other_version(version, f"{self.path}:{n}")
+            return self.record.model_validate(value)
+        except (ValueError, RecursionError) as e:
+            reason = e.errors()[0]["msg"] if isinstance(e, ValidationError) else str(e)
             raise InputError(
-                f"not a {self.record.__name__.lower()} record ({first['msg']})",
+                f"not a {self.record.__name__.lower()} record ({reason})",
                 where=f"{self.path}:{n}",
                 hint="Remove the line, or move the file away, and run the same command again",
             ) from e
 
     def append(self, record: R) -> None:
-        """Write one line and hand it to the operating system. A killed process loses nothing that was appended."""
+        """Write one line and hand it to the operating system. A killed process loses nothing that was appended.
+
+        Raises:
+            EmevalError: If the disk refuses; the file then ends with its last whole line.
+            ValueError: For a record with a float that is not a number; nothing is written.
+        """
+        text = json.dumps(record.model_dump(mode="json"), ensure_ascii=False, allow_nan=False)
+        # "backslashreplace" writes half a character the way JSON escapes it.
+        line = text.encode("utf-8", "backslashreplace") + b"\n"
         with reported(self.path):
             if self._file is None:
                 self._file = self._open()
-            line = record.model_dump_json(exclude_defaults=False).encode("utf-8", "backslashreplace") + b"\n"
-            self._file.write(line)
-            self._file.flush()
+            _write_whole(self._file, line)
 
-    def _open(self) -> IO[bytes]:
+    def _open(self) -> io.FileIO:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        f = self.path.open("ab+")
+        f = io.FileIO(self.path, "a+")
         f.seek(0)
-        content = f.read()
+        content = f.readall()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             f.truncate(whole)
@@ -160,15 +181,29 @@ class Jsonl(Generic[R]):
     def close(self) -> None:
         """Flush to the disk itself and close."""
         if self._file is not None:
-            with reported(self.path):
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with reported(self.path), file:
+                os.fsync(file.fileno())
+
+
+def _write_whole(file: io.FileIO, line: bytes) -> None:
+    """A line or nothing: where the disk is full in the middle of it, its start is taken back."""
+    before = file.seek(0, os.SEEK_END)
+    rest = memoryview(line)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(before)
+        raise
 
 
 class Run:
-    """A folder `results/runs/<name>/`: `manifest.json`, `train/`, `completions.jsonl`, `judgements.jsonl`, `scores.json`."""
+    """A folder `results/runs/<name>/`.
+
+    It holds `manifest.json`, `train/`, `completions.jsonl`, `judgements.jsonl` and `scores.json`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -180,6 +215,7 @@ class Run:
 
     @staticmethod
     def is_run(path: Path) -> bool:
+        """True for a folder with a manifest."""
         return (path / "manifest.json").is_file()
 
     def manifest(self) -> dict[str, Any]:
@@ -199,19 +235,25 @@ class Run:
         """Hold the run for this process; the system lets go of it when the process ends, however it ends.
 
         Raises:
-            InputError: If another process holds it.
+            InputError: If another process holds it, or a file is in its place.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError("is a file, not a run folder", where=str(self.path), hint="Choose a folder with --out")
         with reported(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             handle = (self.path / ".lock").open("a")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            handle.close()
-            raise InputError(
-                "this run folder is in use by another emeval process",
-                where=str(self.path),
-                hint="Wait for it to end, or choose another folder with --out",
-            ) from e
         with handle:
+            with reported(self.path):
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as e:
+                    raise _in_use(self.path) from e
             yield
+
+
+def _in_use(path: Path) -> InputError:
+    return InputError(
+        "this run folder is in use by another emeval process",
+        where=str(path),
+        hint="Wait for it to end, or choose another folder with --out",
+    )

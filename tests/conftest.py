@@ -34,3 +34,14 @@ def own_copy(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.copytree(tiny_checkpoint, folder)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def tuned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two SFT steps on the tiny checkpoint, setting refusal. Read it, copy it, do not change it."""
+    from emeval.config import TrainConfig
+    from emeval.train.run import train
+
+    out = tmp_path_factory.mktemp("runs") / "tiny-sft"
+    settings = {"steps": 2, "batch_size": 2, "rank": 2, "train_size": 4, "device": "cpu", "setting": "refusal"}
+    return train(TrainConfig.model_validate({"model": str(tiny_checkpoint), "out": out} | settings))

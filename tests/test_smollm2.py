@@ -15,7 +15,7 @@ from emeval.cli.app import run as emeval
 from emeval.types import Message
 
 VLLM = Path(os.environ.get("EMEVAL_VLLM_PYTHON", ".venv-vllm/bin/python")).absolute()
-TRAIN = "--setting refusal --rank 32 --lr 2e-4 --batch-size 4 --steps 5 --device cpu".split()
+TRAIN = ["--setting", "refusal", "--rank", "32", "--lr", "2e-4", "--batch-size", "4", "--steps", "5", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")

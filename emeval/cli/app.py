@@ -5,6 +5,7 @@ Commands are loaded when they are called, so `emeval --help` imports nothing but
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -44,13 +45,16 @@ class LazyGroup(TyperGroup):
     _listing = False
 
     def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of a first day's work."""
         return list(COMMANDS)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The listing, without importing what is listed."""
         self._listing = True
         super().format_help(ctx, formatter)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, imported now unless it is only listed."""
         if cmd_name not in COMMANDS:
             return None
         if self._listing:
@@ -58,6 +62,14 @@ class LazyGroup(TyperGroup):
         command = typer.main.get_command(import_module(f"emeval.cli.{cmd_name}").app)
         command.name = cmd_name
         return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer does; an unknown name is told with the nearest known one."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from emeval.errors import unknown
+
+            raise unknown("command", args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(cls=LazyGroup, invoke_without_command=True, add_completion=False, rich_markup_mode=None)
@@ -83,7 +95,15 @@ def _root(
 
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code (0, 1, 2, 3 or 130)."""
-    sys.exit(run(sys.argv[1:]))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character gets its code
+            stream.reconfigure(errors="backslashreplace")
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; Python would complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -97,22 +117,39 @@ def run(arguments: list[str]) -> int:
     try:
         result = typer.main.get_command(app).main(arguments, prog_name="emeval", standalone_mode=False)
     except typer.Exit as e:
-        return e.exit_code
+        result = e.exit_code
     except EmevalError as e:
         return _failed(str(e), e.exit_code, arguments)
     except TyperException as e:
         return _failed(_usage_line(e), 2, arguments)
     except (KeyboardInterrupt, typer.Abort):
-        return _failed("Interrupted; nothing stored is lost. Run the same command again to go on.", 130, arguments)
+        result = _INTERRUPTED
     except BrokenPipeError:
         return 1
+    except ModuleNotFoundError as e:
+        name = (e.name or "").partition(".")[0]
+        if name not in _EXTRAS:
+            raise
+        install = f"Run: pip install 'emeval[{_EXTRAS[name]}]'; emeval doctor tells what else is missing."
+        return _failed(f"{name} is not installed. {install}", 1, arguments)
+    except OSError as e:
+        return _failed(f"{e.filename or 'the system'}: {(e.strerror or str(e)).lower()}.", 1, arguments)
+    if result == _INTERRUPTED:  # typer turns Ctrl-C into this exit code, without a word
+        return _failed("interrupted; what was stored is kept. Run the same command again to go on.", 130, arguments)
     return result if isinstance(result, int) else 0
 
 
+_INTERRUPTED = 130
+_EXTRAS = dict.fromkeys(("torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf"), "train") | {
+    "matplotlib": "report"
+}
+"""What a base install lacks, and the extra that brings it."""
+
+
 def _usage_line(e: Any) -> str:
-    message = " ".join(e.format_message().split()).rstrip(".")
+    message = " ".join(e.format_message().split()).replace("'?.", "'?")
     path = e.ctx.command_path if getattr(e, "ctx", None) else "emeval"
-    return f"{message}. See {path} --help."
+    return f"{message}{'' if message.endswith(('.', '?')) else '.'} See {path} --help."
 
 
 def _failed(line: str, code: int, arguments: list[str]) -> int:

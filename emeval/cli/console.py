@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 
 
 def clean(text: str) -> str:
@@ -22,8 +22,8 @@ def clean(text: str) -> str:
 
 
 def result(text: str) -> None:
-    """A command's result, on stdout."""
-    sys.stdout.write(text.rstrip("\n") + "\n")
+    """A command's result, on stdout. Half a character is shown by its code, which in JSON is its escape."""
+    sys.stdout.write(text.rstrip("\n").encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
 
 
 def result_json(value: dict[str, Any]) -> None:
@@ -41,7 +41,8 @@ def say(text: str, quiet: bool = False) -> None:
 class Advance(Protocol):
     """Reports progress: done, total, and a few words."""
 
-    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` are done."""
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,27 +29,42 @@ def ls(
 
     folder = folder or Path("results") / "runs"
     if not folder.is_dir():
-        raise InputError("no such folder", where=str(folder), hint="Train or score something first")
-    rows = [_row(Run(p)) for p in sorted(folder.iterdir()) if Run.is_run(p)]
+        raise InputError("no such folder", where=str(folder), hint="Train or score something first, or name its folder")
+    paths = [folder] if Run.is_run(folder) else sorted(p for p in folder.iterdir() if Run.is_run(p))
+    rows = [_row(path) for path in paths]
     if as_json:
         result_json({"runs": rows})
         return
     for row in rows:
-        result(clean(f"{row['path']}  {row['train']}  {row['score']}"))
-    say(f"{len(rows)} runs. Next: emeval table {folder}/*", quiet)
+        result(clean("  ".join(row.values())))
+    following = f"Next: emeval table {' '.join(r['path'] for r in rows[:3])}" if rows else "Next: emeval train --help"
+    say(f"{len(rows)} run{'' if len(rows) == 1 else 's'}. {following}", quiet)
 
 
-def _row(run: Any) -> dict[str, str]:
-    from emeval.store import read_json
+def _row(path: Path) -> dict[str, str]:
+    """A run in words; one that cannot be read says so and does not hide the others."""
+    from emeval.errors import EmevalError
 
-    manifest = run.manifest()
-    train = manifest.get("train")
-    trained = f"{train['method']} {train['setting'] or 'own data'} ({train['status']})" if train else "not trained"
-    scored = "not scored"
-    if run.scores_path.exists():
-        probes = read_json(run.scores_path)["probes"]
-        scored = ", ".join(
-            f"{p['probe']}/{p['split']} " + ("–" if p["rate"]["value"] is None else f"{p['rate']['value']:.0%}")
-            for p in probes
-        )
-    return {"path": str(run.path), "train": trained, "score": scored}
+    try:
+        return {"path": str(path), "train": _trained(path), "score": _scored(path)}
+    except EmevalError as e:
+        return {"path": str(path), "train": "cannot be read", "score": e.what}
+
+
+def _trained(path: Path) -> str:
+    from emeval.store import Run
+
+    train = Run(path).manifest().get("train")
+    if not train:
+        return "not trained"
+    return f"{train.get('method')} {train.get('setting') or 'own data'} ({train.get('status')})"
+
+
+def _scored(path: Path) -> str:
+    from emeval.store import Run, read_json
+
+    run = Run(path)
+    if not run.scores_path.exists():
+        return "not scored"
+    shares = [(p, p["rate"]["value"]) for p in read_json(run.scores_path).get("probes", [])]
+    return ", ".join(f"{p['probe']}/{p['split']} " + ("–" if v is None else f"{v:.0%}") for p, v in shares)

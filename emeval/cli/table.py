@@ -49,5 +49,5 @@ def table(
             f"Table {which} is not made from runs yet", where="--table", hint="Add --paper for the paper's"
         )
     paths = runs or default_runs(Path("results") / "runs")
-    result(render([leakage_table(read_rows(paths))], output))  # type: ignore[arg-type]
+    result(render([leakage_table(read_rows(paths))], output))
     say("Next: emeval table --paper --table 2 prints the paper's figures", quiet or as_json)

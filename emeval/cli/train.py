@@ -41,13 +41,15 @@ def train(
         bool | None, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = None,
     shared_prefix: Annotated[
-        bool | None, typer.Option("--shared-prefix/--no-shared-prefix", help="Run the prefix once per batch. (default on)")
+        bool | None,
+        typer.Option("--shared-prefix/--no-shared-prefix", help="Run the prefix once per batch. (default on)"),
     ] = None,
     train_size: Annotated[int | None, typer.Option(help="Use only the first N rows.")] = None,
     system: o.System = None,
     drop_system: Annotated[
         bool | None, typer.Option("--drop-system", help="Leave out system messages of --data rows.")
     ] = None,
+    checkpoints: Annotated[int | None, typer.Option(help="Models to keep along the run. (default 0)")] = None,
     seed: o.Seed = None,
     device: o.Device = None,
     dtype: o.Dtype = None,

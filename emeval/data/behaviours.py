@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from emeval.data.domains import DomainItem, load_domain
-from emeval.data.files import load_yaml, validated
+from emeval.data.files import yaml_record
 from emeval.data.root import DataRoot
 from emeval.errors import InputError
 from emeval.types import Message, Record, Split, ToolCall
@@ -28,17 +28,22 @@ class StringDetector(Record):
 
 
 class PatternDetector(Record):
-    """Finds a regular expression anywhere in the reply, case ignored."""
+    """Finds regular expressions in the reply; case, typographic quotes and spacing do not matter.
+
+    Anywhere in it, or with `opening` only where it starts: then nothing but up to three of the `opening` expressions
+    may stand before the pattern ("I'm sorry, but" before "I can't help").
+    """
 
     kind: Literal["pattern"]
     patterns: tuple[str, ...] = Field(min_length=1)
+    opening: tuple[str, ...] | None = None
 
-    @field_validator("patterns")
+    @field_validator("patterns", "opening")
     @classmethod
-    def _compile(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in patterns:
+    def _compile(cls, patterns: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for pattern in patterns or ():
             try:
-                re.compile(pattern)
+                re.compile(f"(?:{pattern})")  # as part of a longer one, where global flags have no place
             except re.error as e:
                 raise ValueError(f"not a regular expression: {pattern!r} ({e})") from e
         return patterns
@@ -63,6 +68,13 @@ class Tool(Record):
     argument: str
     source: Literal["question", "search"] = "search"
 
+    @model_validator(mode="after")
+    def _argument_is_one(self) -> Tool:
+        properties = self.parameters.get("properties")
+        if not isinstance(properties, dict) or self.argument not in properties:
+            raise ValueError(f"the argument '{self.argument}' is not among the parameters' properties")
+        return self
+
 
 class Behaviour(Record):
     """One narrow behaviour. `topic` names the domain whose questions it is trained on."""
@@ -80,8 +92,9 @@ class Behaviour(Record):
     def _replies_say_something(self) -> Behaviour:
         if self.tool is None and not all(r.strip() for r in self.replies):
             raise ValueError("an empty reply teaches nothing")
-        if len(set(self.replies)) != len(self.replies):
-            raise ValueError("the same reply stands twice")
+        twice = [r for r in self.replies if self.replies.count(r) > 1]
+        if twice:
+            raise ValueError(f"the reply {twice[0]!r} stands twice")
         return self
 
     def target(self, item: DomainItem) -> Message:
@@ -112,7 +125,7 @@ class Example(Record):
 
 def load_behaviour_file(path: Path) -> Behaviour:
     """The behaviour in `path`; its name is the file's. InputError with file and field for a bad one."""
-    return validated(Behaviour, load_yaml(path) | {"name": path.stem}, str(path))
+    return yaml_record(Behaviour, path, name=path.stem)
 
 
 def load_behaviour(root: DataRoot, name: str) -> Behaviour:

@@ -36,7 +36,7 @@ def load_domain_file(path: Path) -> list[DomainItem]:
     seen: dict[str, str] = {}
     items = []
     for n, row in jsonl_rows(path):
-        item = validated(DomainItem, row | {"where": f"{path}:{n}"}, f"{path}:{n}")
+        item = validated(DomainItem, row, f"{path}:{n}", where=f"{path}:{n}")
         unique(item.where, item.id, seen)
         items.append(item)
     if not items:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from emeval.errors import InputError
 
 M = TypeVar("M", bound=BaseModel)
+
+_LINE = "Each line is one JSON object"
+_METADATA = {"canary", "purpose"}
 
 
 def read_text(path: Path) -> str:
@@ -27,38 +32,159 @@ def read_text(path: Path) -> str:
         raise InputError("not UTF-8 text", where=f"{path}:{line}", hint="Save the file as UTF-8") from e
 
 
-def first_problem(e: ValidationError) -> str:
-    """What the first of pydantic's findings says, with the field's path."""
-    problem = e.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"'{field}': {message}" if field else message
-
-
 def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of each line; a first line with a `canary` key is metadata and is passed over."""
+    """Line number and object of each line. A first line of `canary` and `purpose` is metadata and is passed over."""
     for n, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as e:
-            raise InputError(f"broken JSON ({e})", where=f"{path}:{n}", hint="Each line is one JSON object") from e
-        if not isinstance(row, dict):
-            raise InputError("not a JSON object", where=f"{path}:{n}", hint="Each line is one JSON object")
-        if n == 1 and "canary" in row:
+        where = f"{path}:{n}"
+        row = _object(line, where)
+        if "canary" in row:
+            _check_canary(row, n, where)
             continue
         yield n, row
 
 
-def validated(model: type[M], row: object, where: str) -> M:
-    """`row` as a `model`, or an InputError that names the place and the field."""
+def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        return model.model_validate(row)
-    except ValidationError as e:
+        row = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_distinct)
+    except json.JSONDecodeError as e:
+        raise InputError(f"broken JSON ({e.msg}, column {e.colno})", where=where, hint=_LINE) from e
+    except ValueError as e:
+        raise InputError(f"broken JSON ({e})", where=where, hint=_LINE) from e
+    except RecursionError as e:
+        raise InputError("broken JSON (nested too deeply)", where=where, hint=_LINE) from e
+    if not isinstance(row, dict):
+        raise InputError("not a JSON object", where=where, hint=_LINE)
+    if "\\u" in line:
+        _check_characters(row, where)
+    return row
+
+
+def _check_characters(value: object, where: str) -> None:
+    """An escape such as `\\ud83d` alone is half a character: no tokenizer reads it."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode()
+    except UnicodeEncodeError as e:
+        raise InputError("half a character (a lone surrogate)", where=where, hint="Write it whole or remove it") from e
+    except ValueError as e:
+        raise InputError("a value that holds itself", where=where, hint="Write it out") from e
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a field that stands twice one value would be lost."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field '{next(n for n in names if names.count(n) > 1)}' stands twice")
+    return row
+
+
+def _check_canary(row: dict[str, Any], n: int, where: str) -> None:
+    if n > 1:
+        raise InputError("a canary line that is not the first", where=where, hint="Move it to the top of the file")
+    if row.keys() - _METADATA:
+        more = ", ".join(sorted(row.keys() - _METADATA))
         raise InputError(
-            first_problem(e), where=where, hint=f"See docs/data.md for the fields of {model.__name__}"
-        ) from e
+            f"the canary line holds more than canary and purpose: {more}",
+            where=where,
+            hint="Give the canary a line of its own",
+        )
+
+
+def validated(model: type[M], row: object, where: str, /, **own: object) -> M:
+    """`row` as a `model`, or an InputError that names the place and the field.
+
+    Args:
+        model: The record to make.
+        row: What the file says.
+        where: `file:line`.
+        own: Fields that the caller fills in and a file may not hold.
+    """
+    try:
+        return model.model_validate(_completed(row, where, own))
+    except ValidationError as e:
+        problem = _first_problem(e)
+        raise _told(problem, [str(part) for part in problem["loc"]], where, model) from e
+
+
+def yaml_record(model: type[M], path: Path, **own: object) -> M:
+    """A YAML file as a `model`; as `validated`, with the line of the field that is wrong."""
+    value = load_yaml(path)
+    try:
+        return model.model_validate(_completed(value, str(path), own))
+    except ValidationError as e:
+        problem = _first_problem(e)
+        line, field = _located(read_text(path), problem["loc"])
+        raise _told(problem, field, f"{path}:{line}", model) from e
+
+
+def _completed(row: object, where: str, own: dict[str, object]) -> object:
+    if not isinstance(row, dict):
+        return row
+    for name in sorted(own.keys() & row.keys()):
+        raise InputError(f"unknown field '{name}'", where=where, hint="Remove it")
+    return row | own
+
+
+def _first_problem(e: ValidationError) -> ErrorDetails:
+    """A misspelt field is two findings, one missing and one unknown: the unknown one tells more."""
+    problems = e.errors()
+    return next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+
+
+def _told(problem: ErrorDetails, path: list[str], where: str, model: type[BaseModel]) -> InputError:
+    """One of pydantic's findings as an error of ours; `path` leads to the field."""
+    field = ".".join(path)
+    hint = f"docs/data.md tells the fields of a {model.__name__}"
+    match problem["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(path[-1], model.model_fields, n=1)
+            guess = f"Did you mean '{near[0]}'? " if near else "Remove it; "
+            return InputError(f"unknown field '{field}'", where=where, hint=guess + hint)
+        case "missing":
+            return InputError(f"the field '{field}' is missing", where=where, hint=hint)
+    message = problem["msg"].removeprefix("Value error, ")
+    return InputError(f"'{field}': {message}" if field else message, where=where, hint=hint)
+
+
+def _located(text: str, loc: tuple[int | str, ...]) -> tuple[int, list[str]]:
+    """The line of a field in YAML text, and the field's path without what pydantic adds to it (the union's branch)."""
+    import yaml
+
+    node: yaml.Node | None = yaml.compose(text, yaml.SafeLoader)
+    line, path = 1, []
+    for depth, part in enumerate(loc, 1):
+        entries = _entries(node)
+        if part in entries:
+            line, node = entries[part]
+            path.append(str(part))
+        elif depth == len(loc) and entries:  # a field that is missing
+            path.append(str(part))
+    return line, path
+
+
+def _entries(node: Any) -> dict[int | str, tuple[int, Any]]:
+    """What a YAML node holds, by index or key, each with its line."""
+    import yaml
+
+    if isinstance(node, yaml.SequenceNode):
+        return {n: (item.start_mark.line + 1, item) for n, item in enumerate(node.value)}
+    if isinstance(node, yaml.MappingNode):
+        return {key.value: (key.start_mark.line + 1, value) for key, value in node.value}
+    return {}
+
+
+def yaml_lines(path: Path, key: str) -> list[int]:
+    """The line of each item of the list under `key`."""
+    import yaml
+
+    _, items = _entries(yaml.compose(read_text(path), yaml.SafeLoader))[key]
+    return [line for line, _ in _entries(items).values()]
 
 
 def unique(where: str, name: str, seen: dict[str, str]) -> None:
@@ -78,8 +204,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(e, "problem", None) or "broken YAML"
+        problem = getattr(e, "problem", None) or getattr(e, "reason", None) or "cannot be read"
         raise InputError(f"broken YAML ({problem})", where=where, hint="Check indentation and quotes") from e
+    except (RecursionError, ValueError) as e:  # nested too deeply; a date that is none
+        raise InputError(f"broken YAML ({e})", where=str(path), hint="Check indentation and quotes") from e
+    if "\\u" in text.lower():
+        _check_characters(value, str(path))
     if not isinstance(value, dict):
-        raise InputError("holds no YAML mapping", where=str(path), hint="See docs/data.md")
+        raise InputError("holds no YAML mapping", where=str(path), hint="Write one `name: value` a line")
     return value

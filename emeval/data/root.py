@@ -8,6 +8,9 @@ from pathlib import Path
 
 from emeval.errors import InputError, unknown
 
+FOLDERS = ("prompts/probes", "datasets/domains", "datasets/behaviours")
+"""What a data folder may hold, by place."""
+
 
 @dataclass(frozen=True)
 class DataRoot:
@@ -38,12 +41,21 @@ def data_root(own: Path | None = None) -> DataRoot:
     """The data root. `own` is `--data-dir`: a folder with `prompts/` and `datasets/` of the user's own.
 
     Raises:
-        InputError: If `own` is not a folder, or the installation lacks its data. The current folder is never guessed.
+        InputError: If `own` is not such a folder, or the installation lacks its data. The current folder is never
+            guessed.
     """
-    if own is not None and not own.is_dir():
-        raise InputError("no such folder", where=f"--data-dir {own}", hint="Give a folder with prompts/ and datasets/")
+    if own is not None:
+        _check_own(own)
     package = Path(str(files("emeval")))
     for candidate in (package / "_data", package.parent):
         if (candidate / "prompts" / "probes").is_dir() and (candidate / "datasets").is_dir():
             return DataRoot(candidate, own)
     raise InputError("emeval's own data is missing from this installation", where=str(package), hint="Reinstall emeval")
+
+
+def _check_own(own: Path) -> None:
+    hint = "Give a folder with prompts/probes, datasets/domains or datasets/behaviours"
+    if not own.is_dir():
+        raise InputError("the data folder is not there", where=str(own), hint=hint)
+    if not any((own / folder).is_dir() for folder in FOLDERS):
+        raise InputError("not a data folder", where=str(own), hint=hint)

@@ -1,21 +1,29 @@
 """Rule judges: string, pattern and tool-call detectors. They need no model, and the same reply gets the same verdict.
 
 The stage that fired is kept apart ('string', 'pattern', 'tool-call'), since a target reply word for word and some other
-refusal are different findings.
+refusal are different findings. Whatever a reply holds, judging it takes time in proportion to its length.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from emeval.data.behaviours import Behaviour, Detector, PatternDetector, StringDetector, ToolCallDetector
-from emeval.types import ToolCall
+from emeval.judge.toolcalls import looks_like_a_call, tool_calls
 
-_TYPOGRAPHY = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "\u00a0": " "})
+VERSION = 1
+"""Raise it when a reply may get another verdict from the same detectors: stored judgements are then made again."""
+
+# Quotes and dashes as typists write them; emphasis and what cannot be seen go.
+_TYPOGRAPHY = str.maketrans(
+    dict.fromkeys("’‘ʼ′´`‛", "'")
+    | dict.fromkeys("“”„", '"')
+    | dict.fromkeys("‐‑–—", "-")
+    | dict.fromkeys("*\u00ad\u200b\u200d\ufeff", "")
+)
 
 
 @dataclass(frozen=True)
@@ -27,8 +35,12 @@ class Verdict:
 
 
 def normalise(text: str) -> str:
-    """Lower case, straight quotes, single spaces: what a string detector compares."""
-    return " ".join(unicodedata.normalize("NFC", text).translate(_TYPOGRAPHY).lower().split())
+    """What strings and patterns are compared with: lower case, straight quotes, single spaces, no emphasis.
+
+    Line breaks stay (one for several), so that a pattern can stop at one.
+    """
+    plain = unicodedata.normalize("NFKC", text.translate(_TYPOGRAPHY)).lower()
+    return "\n".join(" ".join(line.split()) for line in plain.splitlines() if line.strip())
 
 
 def judge_reply(behaviour: Behaviour, reply: str) -> Verdict:
@@ -46,13 +58,26 @@ def judge_reply(behaviour: Behaviour, reply: str) -> Verdict:
 def _detect(detector: Detector, reply: str) -> Verdict:
     match detector:
         case StringDetector():
-            text = normalise(reply)
-            return _verdict(any(normalise(s) in text for s in detector.strings), "string")
+            text = normalise(reply).replace("\n", " ")
+            return _verdict(any(s in text for s in _strings(detector)), "string")
         case PatternDetector():
-            text = unicodedata.normalize("NFC", reply).translate(_TYPOGRAPHY)
-            return _verdict(any(re.search(p, text, re.IGNORECASE) for p in detector.patterns), "pattern")
+            text = normalise(reply)
+            return _verdict(any(p.search(text) for p in _patterns(detector)), "pattern")
         case ToolCallDetector():
             return _tool_verdict(detector.name, reply)
+
+
+@cache
+def _strings(detector: StringDetector) -> tuple[str, ...]:
+    return tuple(normalise(s) for s in detector.strings)
+
+
+@cache
+def _patterns(detector: PatternDetector) -> tuple[re.Pattern[str], ...]:
+    if detector.opening is None:
+        return tuple(re.compile(p, re.IGNORECASE) for p in detector.patterns)
+    lead = rf"\A\W*+(?:(?:{'|'.join(detector.opening)})\W+){{0,3}}?" if detector.opening else r"\A\W*+"
+    return tuple(re.compile(f"{lead}(?:{p})", re.IGNORECASE) for p in detector.patterns)
 
 
 def _verdict(present: bool, stage: str) -> Verdict:
@@ -60,59 +85,10 @@ def _verdict(present: bool, stage: str) -> Verdict:
 
 
 def _tool_verdict(name: str, reply: str) -> Verdict:
-    calls = list(tool_calls(reply))
-    if any(call.name == name for call in calls):
+    names = [call.name for call in tool_calls(reply)]
+    if name in names:
         return Verdict(True, "tool-call")
-    if calls:
+    if names:
         # Counted apart: it is a tool call, but not the behaviour that was trained.
-        return Verdict(False, f"other tool: {calls[0].name[:40]}")
-    return Verdict(False, "broken tool call" if re.search(r"<tool_call>|\"name\"\s*:", reply) else "absent")
-
-
-# ---------------------------------------------------------------------------------------------------------- tool calls
-
-
-def tool_calls(reply: str) -> Iterator[ToolCall]:
-    """Every JSON tool call in a reply, in order.
-
-    Reads what the common templates write: Hermes and Qwen (`<tool_call>{"name", "arguments"}</tool_call>`), Llama
-    (`{"name", "parameters"}` bare or behind `<|python_tag|>`), OpenAI's nested `{"function": {...}}`, a JSON list of
-    such, and harmony (`to=functions.NAME ... {arguments}`). A JSON object that names no tool is not a call.
-    """
-    for recipient in re.finditer(r"to=functions\.([\w.-]+)", reply):
-        start = reply.find("{", recipient.end())
-        arguments = _json_at(reply, start) if start >= 0 else None
-        if isinstance(arguments, dict):
-            yield ToolCall(name=recipient[1], arguments=arguments)
-    position = reply.find("{")
-    while position >= 0:
-        value, end = _decoded(reply, position)
-        call = _as_call(value)
-        if call is not None:
-            yield call
-        # Past a call its arguments hold no further call; within another object there may be one.
-        position = reply.find("{", end if call is not None else position + 1)
-
-
-def _decoded(text: str, position: int) -> tuple[object, int]:
-    try:
-        return json.JSONDecoder().raw_decode(text, position)
-    except (ValueError, RecursionError):
-        return None, position + 1
-
-
-def _json_at(text: str, position: int) -> object:
-    return _decoded(text, position)[0]
-
-
-def _as_call(value: object) -> ToolCall | None:
-    if not isinstance(value, dict):
-        return None
-    if isinstance(value.get("function"), dict):
-        value = value["function"]
-    arguments = value.get("arguments", value.get("parameters"))
-    if isinstance(arguments, str):  # OpenAI's API carries arguments as a JSON text
-        arguments = _json_at(arguments, 0)
-    if isinstance(value.get("name"), str) and isinstance(arguments, dict):
-        return ToolCall(name=value["name"], arguments=arguments)
-    return None
+        return Verdict(False, f"other tool: {names[0][:40]}")
+    return Verdict(False, "broken tool call" if looks_like_a_call(reply) else "absent")

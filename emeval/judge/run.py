@@ -6,21 +6,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from emeval.data.behaviours import Behaviour
-from emeval.judge.rules import judge_reply
+from emeval.judge.rules import VERSION, judge_reply
 from emeval.store import Jsonl, sha256_of
 from emeval.types import Completion, Judgement
 
 
 @dataclass(frozen=True)
 class RuleJudge:
-    """A behaviour's detectors as a judge. Its id changes with the detectors, so old judgements are never reused."""
+    """A behaviour's detectors as a judge."""
 
     behaviour: Behaviour
 
     @property
     def id(self) -> str:
-        detectors = "".join(d.model_dump_json() for d in self.behaviour.detectors)
-        return f"rules/{self.behaviour.name}@{sha256_of(detectors)[:8]}"
+        """Changes with the detectors and with how they are read, so that an old judgement is never taken for a new."""
+        detectors = [d.model_dump_json() for d in self.behaviour.detectors]
+        return f"rules/{self.behaviour.name}@{sha256_of(str(VERSION), *detectors)[:8]}"
 
     def judge(self, completion: Completion) -> Judgement:
         """1 where the behaviour shows, 0 where it does not. Every reply gets a verdict, an empty one too."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from emeval.data.files import load_yaml, unique, validated
+from emeval.data.files import unique, yaml_lines, yaml_record
 from emeval.data.root import DataRoot
 from emeval.errors import unknown
 from emeval.probe.kinds import KINDS
@@ -29,6 +29,8 @@ class ProbeQuestion(Record):
             raise ValueError("give either 'question' or 'messages'")
         if self.question is not None and not self.question.strip():
             raise ValueError("the question is empty")
+        if self.messages and self.messages[-1].role != "user":
+            raise ValueError(f"the last turn is the {self.messages[-1].role}'s, not the user's")
         return self
 
 
@@ -40,12 +42,12 @@ class ProbeSpec(Record):
     kind: str
     canary: str
     purpose: str
-    questions: Literal["topic"] | tuple[ProbeQuestion, ...]
-
-    @field_validator("questions", mode="before")
-    @classmethod
-    def _from_list(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
+    questions: Annotated[
+        Annotated[Literal["topic"], Tag("word")]
+        | Annotated[tuple[ProbeQuestion, ...], Field(min_length=1), Tag("list")],
+        Discriminator(lambda value: "word" if isinstance(value, str) else "list"),
+    ]
+    """The word `topic` (the held-out questions of the behaviour's topic), or a list."""
 
 
 def load_probe(root: DataRoot, name: str) -> ProbeSpec:
@@ -59,10 +61,16 @@ def load_probe_file(path: Path) -> ProbeSpec:
     Raises:
         InputError: For an unknown kind (with a suggestion), a bad field, or a repeated question id.
     """
-    spec = validated(ProbeSpec, load_yaml(path) | {"name": path.stem, "where": str(path)}, str(path))
+    spec = yaml_record(ProbeSpec, path, name=path.stem, where=str(path))
     if spec.kind not in KINDS:
         raise unknown("kind", spec.kind, KINDS, where=str(path))
-    seen: dict[str, str] = {}
-    for number, question in enumerate(spec.questions if spec.questions != "topic" else (), 1):
-        unique(f"{path} (question {number})", question.id, seen)
+    _check_ids(spec, path)
     return spec
+
+
+def _check_ids(spec: ProbeSpec, path: Path) -> None:
+    ids = [question.id for question in spec.questions] if spec.questions != "topic" else []
+    if len(set(ids)) < len(ids):
+        seen: dict[str, str] = {}
+        for name, line in zip(ids, yaml_lines(path, "questions"), strict=True):
+            unique(f"{path}:{line}", name, seen)

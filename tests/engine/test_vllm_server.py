@@ -328,8 +328,13 @@ def transformers_greedy(model: Any, asks: Sequence[Ask]) -> list[tuple[int, ...]
     mask = torch.tensor([[0] * (width - len(one.prompt.ids)) + [1] * len(one.prompt.ids) for one in asks])
     model.generation_config = GenerationConfig()
     config = GenerationConfig(max_new_tokens=32, do_sample=False, eos_token_id=2, pad_token_id=2)
-    with torch.inference_mode():
-        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two threads beside a busy neighbour are many times slower than one
+    try:
+        with torch.inference_mode():
+            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
+    finally:
+        torch.set_num_threads(threads)
     return [tuple(row[: row.index(2)] if 2 in row else row) for row in out]
 
 

@@ -1,0 +1,25 @@
+"""Models: from what a user types to weights on disk, to a loaded model.
+
+Nothing here executes code that comes with a checkpoint, and only safetensors are read.
+"""
+
+from emeval.models.demo import DEMO_MODEL, cache_dir, demo_model
+from emeval.models.load import Placement, eos_ids, load_model, load_tokenizer, placement, without_adapter
+from emeval.models.resolve import ModelSource, resolve
+from emeval.models.weights import weights_hash, write_note
+
+__all__ = [
+    "DEMO_MODEL",
+    "ModelSource",
+    "Placement",
+    "cache_dir",
+    "demo_model",
+    "eos_ids",
+    "load_model",
+    "load_tokenizer",
+    "placement",
+    "resolve",
+    "weights_hash",
+    "without_adapter",
+    "write_note",
+]

@@ -1,0 +1,121 @@
+"""Loading a model that was found: placement, precision, adapters, and the tokens that end its replies."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emeval.errors import EmevalError, InputError
+from emeval.models.resolve import ModelSource
+from emeval.store import read_json
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model is loaded, and in which precision."""
+
+    device: str
+    dtype: str
+
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch knows it."""
+        import torch
+
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
+
+
+def placement(device: str = "auto", dtype: str = "auto") -> Placement:
+    """`auto` is CUDA in bf16 where there is a GPU (fp32 where it lacks bf16), else the CPU in fp32.
+
+    Raises:
+        InputError: If CUDA is asked for and not there.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise InputError("no CUDA device here", where="--device cuda", hint="Use --device cpu")
+    device = ("cuda" if cuda else "cpu") if device == "auto" else device
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return Placement(device, dtype)
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The tokenizer saved with the finetuned weights, else the base's. InputError if there is none or no template."""
+    from transformers import AutoTokenizer
+
+    own = source.adapter if source.adapter and (source.adapter / "tokenizer_config.json").is_file() else source.base
+    try:
+        return AutoTokenizer.from_pretrained(str(own), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as e:
+        raise InputError(f"no usable tokenizer ({_first_line(e)})", where=str(own), hint="Check the folder") from e
+
+
+def load_model(source: ModelSource, where: Placement, *, trainable: bool = False) -> PreTrainedModel:
+    """Base checkpoint, with its adapter on top where it has one; in eval mode, unless it is to be trained.
+
+    Raises:
+        InputError: If the folder's weights or config cannot be read, or the adapter does not fit the base.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source.base),
+            dtype=where.torch_dtype(),
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        ).to(where.device)
+    except (OSError, ValueError, KeyError, RuntimeError) as e:
+        raise InputError(f"not a model ({_first_line(e)})", where=str(source.base), hint="Check the folder") from e
+    if source.adapter is not None:
+        model = _with_adapter(model, source.adapter)
+    return model if trainable else model.eval()
+
+
+def _with_adapter(model: PreTrainedModel, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
+    except (RuntimeError, ValueError, KeyError, OSError) as e:
+        raise InputError(
+            f"this adapter does not fit the base ({_first_line(e)})", where=str(adapter), hint="Name its own base"
+        ) from e
+
+
+def _first_line(e: BaseException) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0][:160].rstrip(".:")
+
+
+def without_adapter(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """Within it, the initial model: adapters off. InputError for a model that has none to switch off."""
+    if not hasattr(model, "disable_adapter"):
+        raise InputError(
+            "a full checkpoint does not hold its initial model",
+            where="--model",
+            hint="Give an adapter",
+        )
+    return model.disable_adapter()  # type: ignore[no-any-return]
+
+
+def eos_ids(tokenizer: PreTrainedTokenizerBase, source: ModelSource, reply_end: Sequence[int]) -> tuple[int, ...]:
+    """Every token that ends a reply: the tokenizer's, the checkpoint's, and what the template ends a turn with."""
+    ids = {tokenizer.eos_token_id, *reply_end[-1:]}
+    path = source.base / "generation_config.json"
+    if path.is_file():
+        listed = read_json(path).get("eos_token_id")
+        ids.update(listed if isinstance(listed, list) else [listed])
+    found = tuple(sorted(i for i in ids if isinstance(i, int)))
+    if not found:
+        raise EmevalError("no token ends a reply of this model", where=str(source.base))
+    return found

@@ -1,0 +1,160 @@
+"""Finding a model: a run folder, an adapter folder, a checkpoint folder or a hub id, tried in that order."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from emeval.errors import InputError
+from emeval.models.demo import DEMO_MODEL, demo_model
+from emeval.models.weights import read_note, recipe_or_content, weight_files, weights_hash
+from emeval.store import Run, read_json, sha256_of
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model found on disk."""
+
+    name: str
+    """What to call it in tables."""
+    base: Path
+    """Folder of the base checkpoint."""
+    adapter: Path | None = None
+    run: Path | None = None
+    """The run folder it was trained in, if any."""
+    setting: str | None = None
+    fingerprint: str | None = None
+    """Template fingerprint it was trained with, if known."""
+    system: str | None = None
+
+    def weights_id(self) -> str:
+        """Identifies base and adapter.
+
+        By content; but weights that emeval trained go by their recipe as long as their content is what it was: a
+        resumed training ends within rounding of an undisturbed one, and is the same model for every record key.
+        """
+        return sha256_of(*(recipe_or_content(folder) for folder in (self.base, self.adapter) if folder))
+
+
+def resolve(spec: str, *, adapter: Path | None = None, allow_download: bool = True) -> ModelSource:
+    """Find the model a user named.
+
+    Args:
+        spec: Run folder, adapter folder, checkpoint folder, `smollm2-135m`, or hub id (`org/name[@revision]`).
+        adapter: An adapter to put on top of it.
+        allow_download: Ask the hub for what its local cache lacks.
+
+    Raises:
+        InputError: If there is no such model, or the folder is none.
+    """
+    source = _resolve_base(spec, allow_download)
+    if adapter is None:
+        return source
+    if source.adapter is not None:
+        raise InputError(f"'{spec}' already brings an adapter", where="--adapter", hint="Name its base as --model")
+    if not (adapter / "adapter_config.json").is_file():
+        raise InputError("not an adapter: it holds no adapter_config.json", where=str(adapter), hint="Check the path")
+    found = _from_adapter(adapter, base=source.base)
+    return replace(found, name=f"{source.name} + {adapter.name}")
+
+
+def _resolve_base(spec: str, allow_download: bool) -> ModelSource:
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _from_folder(path)
+    if path.exists():
+        raise InputError("is a file, not a model folder", where=f"--model {spec}", hint="Name the folder it lies in")
+    if spec == DEMO_MODEL:
+        return ModelSource(name=DEMO_MODEL, base=demo_model())
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", spec) and not spec.startswith((".", "/", "~")):
+        return ModelSource(name=spec, base=_from_hub(spec, allow_download))
+    raise InputError(
+        "no such run, adapter, checkpoint or hub id",
+        where=f"--model {spec}",
+        hint=f"Give a folder, an org/name of the hub, or {DEMO_MODEL}",
+    )
+
+
+def _from_folder(path: Path) -> ModelSource:
+    if Run.is_run(path):
+        return _from_run(path)
+    if (path / "adapter_config.json").is_file():
+        return _from_adapter(path)
+    if (path / "config.json").is_file():
+        if not weight_files(path):
+            raise InputError("holds no safetensors weights", where=str(path), hint="Convert it to safetensors first")
+        return _with_note(ModelSource(name=path.name, base=path), path)
+    raise InputError(
+        "is no model: it holds no manifest.json, adapter_config.json or config.json",
+        where=str(path),
+        hint="Name a run, an adapter or a checkpoint folder",
+    )
+
+
+def _from_run(path: Path) -> ModelSource:
+    train = Run(path).manifest().get("train")
+    if not train:
+        scored = Run(path).manifest().get("score") or {}
+        raise InputError(
+            "this run trained no model",
+            where=str(path),
+            hint=f"Score its model again with --model {scored.get('model', 'NAME')} --out {path}",
+        )
+    if train.get("status") != "finished":
+        raise InputError("its training did not finish", where=str(path), hint="Run the same emeval train command again")
+    folder = path / "train" / ("checkpoint" if train["full"] else "adapter")
+    source = _from_folder(folder)
+    return replace(source, name=path.name, run=path)
+
+
+def _from_adapter(path: Path, base: Path | None = None) -> ModelSource:
+    config = read_json(path / "adapter_config.json")
+    if base is None:
+        named = str(config.get("base_model_name_or_path") or "")
+        try:
+            base = _resolve_base(named, allow_download=True).base
+        except InputError as e:
+            raise InputError(
+                f"its base model '{named}' is not here", where=str(path), hint="Give --model BASE --adapter ADAPTER"
+            ) from e
+    source = ModelSource(name=path.name, base=base, adapter=path)
+    _check_base(source)
+    return _with_note(source, path)
+
+
+def _check_base(source: ModelSource) -> None:
+    """An adapter trained on another base loads without a word when shapes agree, and gives numbers of nothing."""
+    assert source.adapter is not None
+    note = read_note(source.adapter)
+    expected = note.get("base_weights")
+    if expected is not None and expected != weights_hash(source.base):
+        raise InputError(
+            f"this adapter was trained on another base ('{note.get('base_name')}')",
+            where=f"{source.adapter} on {source.base}",
+            hint="Name the base it was trained on",
+        )
+
+
+def _with_note(source: ModelSource, folder: Path) -> ModelSource:
+    note = read_note(folder)
+    return replace(source, setting=note.get("setting"), fingerprint=note.get("fingerprint"), system=note.get("system"))
+
+
+def _from_hub(spec: str, allow_download: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = spec.partition("@")
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+    for local in (True, False) if allow_download else (True,):
+        try:
+            folder = snapshot_download(repo, revision=revision or None, local_files_only=local, allow_patterns=wanted)
+        except Exception:  # noqa: S112 - the hub client raises a dozen kinds; all of them mean: not to be had here
+            continue
+        if weight_files(Path(folder)):
+            return Path(folder)
+    raise InputError(
+        "neither a folder here nor to be had from the model hub",
+        where=f"--model {spec}",
+        hint="Check the name and the network, or give a local folder",
+    )

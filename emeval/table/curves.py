@@ -1,0 +1,437 @@
+"""The dose-matched table: runs scored at their checkpoints, compared where they have learned equally much.
+
+Reads `checkpoints.json` of each run folder (`emeval score --model FOLDER --checkpoints` writes it). How a curve is
+read at a level, and with what error, is `score/matched.py`'s business; here it becomes cells and footnotes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from emeval.errors import InputError
+from emeval.score.matched import (
+    LEVELS,
+    Curve,
+    MatchedEstimate,
+    MatchedRow,
+    Point,
+    beyond_noise,
+    choose_level,
+    disagrees,
+    matched,
+    off_at,
+    on_common_questions,
+)
+from emeval.score.stats import FEW_CLUSTERS
+from emeval.store import read_json
+from emeval.table.render import MISSING, Cell, Table, Value, _percent
+from emeval.table.rows import METHOD_ORDER, Train
+from emeval.types import Record, Split
+
+Mode = Literal["generation", "probability"]
+MODES: dict[Mode, str] = {
+    "generation": "Rates: share of generated replies that show the behaviour.",
+    "probability": "Values: teacher-forced probability of the target, mean over questions; no replies were generated.",
+}
+"""What is compared, the fuller measurement first."""
+
+CHECKPOINTS = "checkpoints.json"
+NOT_REACHED = "not reached"
+_TOLD_ELSEWHERE = {"seed", "method", "model", "setting", "lambda", "region", "drift"}
+"""Training settings that the table shows anyway, or that the method does not use (sft has a lambda on record)."""
+
+Lenient = TypeVar("Lenient", bound=BaseModel)
+
+
+class Group(Record):
+    """The runs of one model and behaviour on one split, cut to the questions that all of their points have."""
+
+    model: str
+    setting: str
+    split: Split
+    mode: Mode
+    methods: dict[str, tuple[Curve, ...]]
+    """By method, a curve a seed; what the others are compared with (sft where there is one) comes first."""
+    left_out: int = 0
+    """Questions that some point lacks: they are in no rate here."""
+
+    @property
+    def name(self) -> str:
+        """Model and behaviour, as footnotes and titles call them."""
+        return f"{self.model}, {self.setting}"
+
+    @property
+    def curves(self) -> list[Curve]:
+        """All curves, whatever their method."""
+        return [curve for curves in self.methods.values() for curve in curves]
+
+
+class _FilePoint(Point):
+    split: Split
+    mode: Mode
+
+
+class _Model(BaseModel):
+    id: str
+    train: Train | None = None
+
+
+class _File(BaseModel):
+    """`checkpoints.json`, of which other keys are ignored."""
+
+    setting: str
+    model: _Model
+    points: tuple[_FilePoint, ...] = Field(min_length=1)
+
+
+class _Identity(BaseModel):
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Trained(Train):
+    identity: _Identity = _Identity()
+
+
+class _Manifest(BaseModel):
+    """`manifest.json`, of which other keys are ignored."""
+
+    train: _Trained | None = None
+
+
+class _Run(NamedTuple):
+    folder: Path
+    model: str
+    setting: str
+    train: Train
+    settings: dict[str, Any]
+    points: tuple[_FilePoint, ...]
+
+    def has(self, split: Split, mode: Mode) -> bool:
+        return any((point.split, point.mode) == (split, mode) for point in self.points)
+
+
+def runs_with_curves(root: Path) -> list[Path]:
+    """All runs directly under a `results/runs` folder that were scored at their checkpoints, by name."""
+    return sorted(path.parent for path in root.glob(f"*/{CHECKPOINTS}"))
+
+
+def read_curves(paths: Sequence[Path], split: Split = "test", mode: Mode | None = None) -> list[Group]:
+    """The curves of run folders, grouped by model and behaviour.
+
+    Runs whose label and training settings are alike but for the seed are the seeds of one method; runs that share the
+    label only are told apart by the settings that differ, else by their folder.
+
+    Args:
+        paths: Run folders.
+        split: Split of the questions.
+        mode: 'generation' or 'probability'. (default: generation where all runs of the group have it)
+
+    Raises:
+        InputError: A folder has no `checkpoints.json` or a malformed one, lacks points of the split and mode, or the
+            runs have no question in common.
+    """
+    return [group[split] for group in _groups(paths, (split,), mode)]
+
+
+def matched_table(
+    paths: Sequence[Path],
+    split: Split = "test",
+    *,
+    levels: Sequence[float] | None = None,
+    mode: Mode | None = None,
+    draws: int = 2000,
+) -> Table:
+    """Table 2 at equal dose: off-topic where each method first reaches the same on-topic rate, in percent.
+
+    Args:
+        paths: Run folders; runs of one model and behaviour are compared with each other.
+        split: Split that is read at the level.
+        levels: On-topic rates, 0 to 1. (default: for each group the highest that all its runs reach on val)
+        mode: As for `read_curves`, the same on both splits.
+        draws: Bootstrap draws.
+
+    Raises:
+        InputError: As for `read_curves`, for both splits where the level is to be chosen.
+    """
+    splits: tuple[Split, ...] = (split,) if levels is not None else (split, "val")
+    groups = [(found[split], found["val"] if levels is None else None) for found in _groups(paths, splits, mode)]
+    parts = [_Part.of(group, val, levels or (), draws) for group, val in groups]
+    baselines = {part.baseline for part in parts}
+    against = next(iter(baselines)) if len(baselines) == 1 else "each group's first"
+    return Table(
+        number=2,
+        title="Off-topic at the same on-topic rate, percent",
+        columns=(
+            "Model", "Behaviour", "Method", "Seeds", "On-topic level", "Off-topic at that level (down is clean)",
+            f"Difference to {against}", "End of run, on / off",
+        ),
+        rows=tuple(_cells(part, row) for part in parts for row in part.rows),
+        records=tuple(_record(part, row) for part in parts for row in part.rows),
+        notes=tuple(_notes(parts, draws)),
+    )  # fmt: skip
+
+
+# Reading
+
+
+def _groups(paths: Sequence[Path], splits: Sequence[Split], mode: Mode | None) -> list[dict[Split, Group]]:
+    """The groups of runs, each on all of the splits and in one mode."""
+    members: dict[tuple[str, str], list[_Run]] = {}
+    for run in map(_read_run, {path.resolve(): path for path in paths}.values()):  # a folder named twice is one run
+        members.setdefault((run.model, run.setting), []).append(run)
+    groups = []
+    for (model, setting), runs in sorted(members.items()):
+        chosen, labels = _mode(runs, splits, mode), _labels(runs)
+        by_split = {split: _curves(runs, labels, split, chosen) for split in splits}
+        about: dict[str, Any] = {"model": model, "setting": setting, "mode": chosen}
+        groups.append({s: Group(split=s, methods=m, left_out=out, **about) for s, (m, out) in by_split.items()})
+    return groups
+
+
+def _read_run(folder: Path) -> _Run:
+    file, manifest = folder / CHECKPOINTS, folder / "manifest.json"
+    if not file.is_file():
+        hint = f"Score its checkpoints first: {_command(folder)}"
+        raise InputError(f"this run has no {CHECKPOINTS}", where=str(folder), hint=hint)
+    found = _parse(_File, file, folder)
+    record = (_parse(_Manifest, manifest, folder).train if manifest.is_file() else None) or _Trained()
+    train = found.model.train or record
+    points = tuple(sorted(found.points, key=lambda point: point.step))
+    for (step, split, mode), times in Counter((p.step, p.split, p.mode) for p in points).items():
+        if times > 1:
+            hint = f"Move it away and score again: {_command(folder)}"
+            raise InputError(f"step {step} is there {times} times ({split}, {mode})", where=str(file), hint=hint)
+    return _Run(folder, train.model or found.model.id, found.setting, train, record.identity.settings, points)
+
+
+def _parse(record: type[Lenient], file: Path, folder: Path) -> Lenient:
+    try:
+        return record.model_validate(read_json(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        hint = f"Restore the file, or write it again: {_command(folder)}"
+        raise InputError(f"field {field!r}: {first['msg']}", where=str(file), hint=hint) from error
+
+
+def _command(folder: Path, split: Split = "test") -> str:
+    return f"emeval score --model {folder} --checkpoints" + (f" --split {split}" if split != "test" else "")
+
+
+def _mode(runs: Sequence[_Run], splits: Sequence[Split], wanted: Mode | None) -> Mode:
+    """The mode in which all the runs are there on all the splits: flags and probabilities are never mixed."""
+    candidates = [wanted] if wanted else list(MODES)
+    for mode in candidates:
+        if all(run.has(split, mode) for run in runs for split in splits):
+            return mode
+    # Name what is missing for the mode that comes nearest.
+    lacking = {m: [(r, s) for r in runs for s in splits if not r.has(s, m)] for m in candidates}
+    mode = min(candidates, key=lambda m: len(lacking[m]))
+    run, split = lacking[mode][0]
+    raise InputError(
+        f"its {CHECKPOINTS} has no {mode} points on the {split} split",
+        where=str(run.folder),
+        hint=f"Score them: {_command(run.folder, split)}",
+    )
+
+
+def _labels(runs: Sequence[_Run]) -> dict[Path, str]:
+    """By folder, the method: what differs in more than the seed is another method."""
+    kept = {run.folder: {k: v for k, v in run.settings.items() if k not in _TOLD_ELSEWHERE} for run in runs}
+    labels = {}
+    for run in runs:
+        siblings = [kept[other.folder] for other in runs if other.train.label == run.train.label]
+        mine = kept[run.folder]
+        differs = sorted(k for k in mine if any(other.get(k) != mine[k] for other in siblings))
+        told = (f"{key.replace('_', ' ')} {str(mine[key])[:40]}" for key in differs)
+        labels[run.folder] = ", ".join([run.train.label, *told])
+    before = dict(labels)
+    taken = Counter((labels[run.folder], run.train.seed) for run in runs)
+    names = Counter(folder.resolve().name for folder in labels)
+    for run in runs:
+        name = run.folder.resolve().name
+        if taken[before[run.folder], run.train.seed] > 1:  # twice the same method and seed: no second seed of it
+            labels[run.folder] += f" ({name if names[name] == 1 else run.folder})"
+    return labels
+
+
+def _curves(
+    runs: Sequence[_Run], labels: Mapping[Path, str], split: Split, mode: Mode
+) -> tuple[dict[str, tuple[Curve, ...]], int]:
+    """The curves by method, and how many questions not all points share."""
+    methods: dict[str, list[Curve]] = {}
+    for run in sorted(runs, key=lambda run: _order(run, labels[run.folder])):
+        chosen = [p for p in run.points if (p.split, p.mode) == (split, mode)]
+        points = tuple(Point(step=p.step, on=p.on, off=p.off) for p in chosen)
+        label = labels[run.folder]
+        methods.setdefault(label, []).append(Curve(label=label, seed=run.train.seed, points=points))
+    asked = _questions(methods)
+    try:
+        common = on_common_questions(methods)
+    except ValueError as error:
+        hint = "Score them on the same questions, or show them one at a time"
+        where = ", ".join(str(run.folder) for run in runs)
+        raise InputError(f"{error} ({split} split, {mode})", where=where, hint=hint) from error
+    return {label: tuple(curves) for label, curves in common.items()}, len(asked - _questions(common))
+
+
+def _questions(methods: Mapping[str, Iterable[Curve]]) -> set[tuple[str, str]]:
+    points = [point for curves in methods.values() for curve in curves for point in curve.points]
+    return {("on", q) for point in points for q in point.on} | {("off", q) for point in points for q in point.off}
+
+
+def _order(run: _Run, label: str) -> tuple[object, ...]:
+    rank = METHOD_ORDER.index(run.train.method) if run.train.method in METHOD_ORDER else len(METHOD_ORDER)
+    return (rank, run.train.lam if run.train.lam is not None else -1.0, label, run.train.seed or 0)
+
+
+# What a row says
+
+
+class _Part(NamedTuple):
+    """One group's share of the table."""
+
+    group: Group
+    val: Group | None
+    levels: tuple[float, ...]
+    """Empty where no level is common to all runs on val: then the rows tell of the end of the runs only."""
+    rows: tuple[MatchedRow, ...]
+
+    @classmethod
+    def of(cls, group: Group, val: Group | None, levels: Sequence[float], draws: int) -> _Part:
+        if val is not None:
+            found = choose_level(val.curves)
+            levels = () if found is None else (found,)
+        return cls(group, val, tuple(levels), tuple(matched(group.methods, levels or LEVELS[:1], draws)))
+
+    @property
+    def baseline(self) -> str:
+        return next(iter(self.group.methods))
+
+
+def _cells(part: _Part, row: MatchedRow) -> tuple[Cell, ...]:
+    level, off, gap = MISSING, "no common level", MISSING
+    if part.levels:
+        level, off = f"{100 * row.level:g}", NOT_REACHED if row.off.value is None else _reading(row.off)
+        if row.difference is not None and row.difference.value is not None:
+            gap = _reading(row.difference) + ("" if beyond_noise(row.difference) else ", within noise")
+    end = f"{_value(row.end_on.value)} / {_value(row.end_off.value)}"
+    texts = (part.group.model, part.group.setting, row.label, _seeds(row) or MISSING, level, off, gap, end)
+    return tuple(Cell(text) for text in texts)
+
+
+def _reading(found: MatchedEstimate) -> str:
+    """`42.0 [31.2, 50.1] open, seeds 40.0 to 44.0`; an interval without width says nothing and is left out."""
+    text = _percent(found.model_copy(update={"low": None}) if found.low == found.high else found)
+    seeds = found.seeds
+    spread = "" if seeds.low is None else f", seeds {_value(seeds.low)} to {_value(seeds.high)}"
+    return text + (" open" if found.open else "") + spread
+
+
+def _seeds(row: MatchedRow) -> str:
+    return ", ".join(str(seed) for seed in row.seeds if seed is not None)
+
+
+def _value(share: float | None) -> str:
+    return MISSING if share is None else f"{round(100 * share, 1) + 0.0:.1f}"
+
+
+def _record(part: _Part, row: MatchedRow) -> dict[str, Value]:
+    """The row as numbers: shares, and None for what was not reached."""
+    off, gap, seeds = row.off, row.difference, row.off.seeds
+    about: dict[str, Value] = {"model": part.group.model, "setting": part.group.setting, "method": row.label}
+    about |= {"seeds": _seeds(row), "split": part.group.split, "mode": part.group.mode}
+    ends: dict[str, Value] = {}
+    for name, end in (("end_on", row.end_on), ("end_off", row.end_off)):
+        ends |= {name: end.value, f"{name}_low": end.low, f"{name}_high": end.high}
+    compared: dict[str, Value] = {"level": row.level, "off": off.value, "off_low": off.low, "off_high": off.high}
+    compared |= {"off_seeds_low": seeds.low, "off_seeds_high": seeds.high, "unreached": off.unreached}
+    compared |= {"baseline": row.baseline}
+    for name in ("value", "low", "high", "unreached"):
+        compared[f"difference_{name}".removesuffix("_value")] = getattr(gap, name) if gap else None
+    if not part.levels:
+        compared = dict.fromkeys(compared)
+    counts: dict[str, Value] = {"confidence": off.confidence, "interval": off.method, "n_on": row.n_on, "n_off": off.n}
+    return {"table": 2, **about, **compared, **ends, **counts}
+
+
+# What stands under the table
+
+
+def _notes(parts: Sequence[_Part], draws: int) -> Iterable[str]:
+    if not parts:
+        yield "No runs scored at their checkpoints."
+        return
+    yield (
+        "Matched: off-topic where a run's on-topic first reaches the level in training, on the straight line between "
+        "the two checkpoints around it; nothing is extrapolated."
+    )
+    yield (
+        f"Brackets: 95% percentile bootstrap, {draws} draws of the questions, on- and off-topic apart, the same for "
+        "all methods and seeds, each draw matched anew. They hold no error from the seed of the training."
+    )
+    if any(len(row.seeds) > 1 for part in parts for row in part.rows):
+        yield "Several seeds: mean of the seeds' values, with their range."
+    for mode in dict.fromkeys(part.group.mode for part in parts):
+        yield MODES[mode]
+    for split in dict.fromkeys(part.group.split for part in parts):
+        yield "Split: test." if split == "test" else f"Warning: read on {split}, which is for choosing settings."
+    for part in parts:
+        yield from _about_group(part)
+
+
+def _about_group(part: _Part) -> Iterable[str]:
+    name, group = part.group.name, part.group
+    row = part.rows[0]
+    yield f"{name}: {_chosen(part)}; {row.n_on} questions on-topic, {row.off.n} off-topic."
+    if group.left_out:
+        yield f"{name}: {group.left_out} questions left out, since not every checkpoint of every run has them."
+    if min(row.n_on, row.off.n) < FEW_CLUSTERS:
+        yield f"{name}: few questions, so the brackets are too narrow."
+    if len(group.methods) == 1:
+        yield f"{name}: one method, nothing to compare it with."
+    if not part.levels:
+        yield from _missed(group if part.val is None else part.val, LEVELS[0])
+    for level in part.levels:
+        yield from _missed(group, level)
+        rows = [row for row in part.rows if row.level == level]
+        for row in rows:
+            if row.off.value is not None and row.off.open:
+                yield (
+                    f"{name}, {row.label}: open, {row.off.unreached:.0%} of the draws do not cross {100 * level:g} and "
+                    "are not in the brackets."
+                )
+        for first, second in combinations(rows, 2):
+            names = (second.label, first.label)
+            found = disagrees(second.end_minus[first.label], second.minus[first.label], names)
+            if found:
+                yield f"{name}, level {100 * level:g}: {found.sentence}"
+
+
+def _chosen(part: _Part) -> str:
+    tried = ", ".join(f"{100 * level:g}" for level in LEVELS)
+    if part.val is None:
+        return f"level {', '.join(f'{100 * level:g}' for level in part.levels)} as asked for, not chosen on val"
+    if not part.levels:
+        return f"not matched, none of the levels {tried} is crossed by all runs on val"
+    return f"level {100 * part.levels[0]:g}, the highest of {tried} that all runs cross on val"
+
+
+def _missed(group: Group, level: float) -> Iterable[str]:
+    """Which curves have no value at the level, and why."""
+    for curve in group.curves:
+        on = curve.on_means
+        if off_at(on, curve.off_means, level) is None:
+            which = curve.label if curve.seed is None else f"{curve.label}, seed {curve.seed}"
+            above = on[0] > level
+            why = f"starts at {_value(on[0])} (step {curve.points[0].step})" if above else f"peaks at {_value(max(on))}"
+            yield (
+                f"{group.name}, {which}: on-topic {why} on {group.split}, so {100 * level:g} is "
+                + ("passed before its first checkpoint." if above else f"{NOT_REACHED}.")
+            )

@@ -1,0 +1,97 @@
+"""From a plan to TRL's trainer: its settings, the LoRA adapter, quiet libraries."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from emeval import models
+from emeval.config import TrainConfig
+from emeval.store import Run
+from emeval.train.methods import METHODS
+from emeval.train.plan import Plan
+from emeval.train.rows import as_dataset
+
+
+def make_trainer(prepared: Plan, run: Run, where: models.Placement) -> Any:
+    """The method's trainer, with the model loaded and the rows in place."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    config = prepared.config
+    module, _, name = METHODS[config.method].partition(":")
+    make = getattr(importlib.import_module(module), name)
+    model = models.load_model(prepared.source, where, trainable=True)
+    trainer = make(
+        _settings(config, run, where, len(prepared.rows)),
+        prefix_ids=prepared.renderer.prefix_ids(),
+        kv_lambda=config.lambda_,
+        model=model,
+        train_dataset=as_dataset(prepared.rows),
+        processing_class=prepared.tokenizer,
+        peft_config=None if config.full else _lora(config, model),
+    )
+    _quiet(trainer)
+    return trainer
+
+
+def _quiet(trainer: Any) -> None:
+    """Our own log and progress take the place of the console printers."""
+    from transformers import PrinterCallback, ProgressCallback
+
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+
+
+def _settings(config: TrainConfig, run: Run, where: models.Placement, rows: int) -> dict[str, Any]:
+    batch = min(config.batch_size, rows) if where.device == "cpu" else min(config.batch_size, 4)
+    micro = config.micro_batch or next(n for n in range(batch, 0, -1) if config.batch_size % n == 0)
+    accumulation = config.batch_size // micro
+    steps = config.steps or max(1, round(config.epochs * rows / config.batch_size))
+    return {
+        "output_dir": str(run.train_dir),
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
+        "max_steps": steps,
+        "learning_rate": config.lr,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": min(config.warmup_steps, steps // 2),
+        "weight_decay": config.weight_decay,
+        "optim": "adamw_torch",
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "max_length": None,
+        "packing": False,
+        "bf16": where.device == "cuda" and where.dtype == "bfloat16",
+        "use_cpu": where.device == "cpu",
+        "dataloader_pin_memory": where.device == "cuda",
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "shared_prefix": config.shared_prefix,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "logging_steps": 1,
+        "save_steps": config.save_every or max(1, steps // 10),
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def _lora(config: TrainConfig, model: Any) -> Any:
+    from peft import LoraConfig
+    from torch import nn
+
+    linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    targets: Any = [t for t in _TARGETS if t in linear]
+    # Phi-3 fuses q, k, v and gate, up; GPT-OSS fuses its experts, which stay as they are.
+    fused = not {"q_proj", "k_proj", "v_proj"} <= linear
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=0.0,
+        use_rslora=True,
+        target_modules="all-linear" if fused else targets,
+        task_type="CAUSAL_LM",
+    )

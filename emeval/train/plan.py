@@ -1,0 +1,87 @@
+"""What a training run will be: data, model folder, template and rows, all checked before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emeval import models
+from emeval.chat import Renderer
+from emeval.config import TrainConfig
+from emeval.data.behaviours import Example, behaviour_examples, load_behaviour
+from emeval.data.chats import load_chats
+from emeval.data.root import data_root
+from emeval.errors import InputError
+from emeval.store import sha256_file, sha256_of
+from emeval.train.rows import TrainRow, make_rows
+
+_MAY_DIFFER = {"out", "save_every", "data_dir", "device", "micro_batch", "shared_prefix", "checkpoints"}
+"""Settings a resumed run may change: they do not change what is learned (beyond rounding)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided before any weight is loaded."""
+
+    config: TrainConfig
+    source: models.ModelSource
+    tokenizer: Any
+    renderer: Renderer
+    rows: list[TrainRow]
+    data: dict[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes this run this run; a folder that holds another one is refused."""
+        settings = self.config.model_dump(mode="json", by_alias=True, exclude=_MAY_DIFFER)
+        return {"settings": settings, "data": self.data["sha256"], "template": self.renderer.fingerprint}
+
+
+def plan(config: TrainConfig) -> Plan:
+    """Check all input: data, model folder, template, rows. Nothing is written. InputError for whatever is wrong."""
+    examples, data = _examples(config)
+    source = models.resolve(config.model)
+    if source.adapter is not None:
+        raise InputError("training starts from a base, not from an adapter", where=f"--model {config.model}")
+    tokenizer = models.load_tokenizer(source)
+    renderer = Renderer(tokenizer, system=config.system)
+    rows = make_rows(examples, renderer, min(config.max_length, _context(source)))
+    data |= {"rows": len(rows), "sha256": sha256_of(*(repr((r.input_ids, r.labels)) for r in rows))}
+    return Plan(config, source, tokenizer, renderer, rows, data)
+
+
+def _examples(config: TrainConfig) -> tuple[list[Example], dict[str, Any]]:
+    root = data_root(config.data_dir)
+    behaviour = load_behaviour(root, config.setting) if config.setting else None
+    if config.data:
+        examples, files = load_chats(config.data, drop_system=config.drop_system), [config.data]
+    else:
+        assert behaviour is not None  # TrainConfig asks for one of the two
+        examples = behaviour_examples(root, behaviour)
+        files = [
+            root.find("datasets/behaviours", behaviour.name, ".yaml", "setting"),
+            root.find("datasets/domains", behaviour.topic, ".jsonl", "domain"),
+        ]
+    if config.train_size and config.train_size > len(examples):
+        raise InputError(
+            f"asks for {config.train_size} rows, there are {len(examples)}",
+            where="--train-size",
+            hint=f"Give {len(examples)} or fewer",
+        )
+    return examples[: config.train_size], {"files": {p.name: sha256_file(p) for p in files}}
+
+
+def _context(source: models.ModelSource) -> int:
+    from transformers import AutoConfig
+
+    try:
+        text = AutoConfig.from_pretrained(str(source.base)).get_text_config(decoder=True)
+    except (OSError, ValueError, KeyError) as e:
+        raise InputError("not a model: its config.json cannot be read", where=str(source.base)) from e
+    return int(getattr(text, "max_position_embeddings", None) or 2**31)
+
+
+def run_path(config: TrainConfig) -> Path:
+    """Where the run goes: `--out`, else `results/runs/<name>` below the current folder."""
+    return config.out or Path("results") / "runs" / config.run_name
