@@ -24,7 +24,14 @@ C = TypeVar("C", bound="CommandConfig")
 class CommandConfig(BaseSettings):
     """What every command has in common."""
 
-    model_config = SettingsConfigDict(env_prefix="EMEVAL_", extra="forbid", populate_by_name=True, frozen=True)
+    model_config = SettingsConfigDict(
+        # The prefix for aliases too: a bare LAMBDA in somebody's environment is none of ours.
+        env_prefix="EMEVAL_",
+        env_prefix_target="all",
+        extra="forbid",
+        populate_by_name=True,
+        frozen=True,
+    )
     command: ClassVar[str]
 
     data_dir: Path | None = None
@@ -52,11 +59,14 @@ class CommandConfig(BaseSettings):
         given = {k: v for k, v in flags.items() if v is not None}
         from_file = cls._from_file(file) if file else {}
         environment = cls._environment_keys()
-        merged = {k: v for k, v in from_file.items() if k not in environment} | given
+        used = {k: v for k, v in from_file.items() if k not in environment}
+        places = {name: f"EMEVAL_{cls._option(name).upper()}" for name in environment}
+        places |= {name: f"{file}: {cls._option(name)}" for name in used}
+        places |= {name: "--" + cls._option(name).replace("_", "-") for name in given}
         try:
-            return cls(**merged)
+            return cls(**used | given)
         except ValidationError as e:
-            raise cls._explained(e, given, from_file, file) from e
+            raise cls._explained(e, places) from e
 
     @classmethod
     def _from_file(cls, file: Path) -> dict[str, Any]:
@@ -80,21 +90,27 @@ class CommandConfig(BaseSettings):
         return values
 
     @classmethod
+    def _option(cls, name: str) -> str:
+        """A field as it is written outside Python, with underscores: `lambda`, not `lambda_`."""
+        field = cls.model_fields.get(name)
+        return (field.alias if field else None) or name
+
+    @classmethod
     def _environment_keys(cls) -> set[str]:
         import os
 
         present = {k.removeprefix("EMEVAL_").lower() for k in os.environ if k.startswith("EMEVAL_")}
-        return {name for name in cls.model_fields if name in present}
+        return {name for name in cls.model_fields if cls._option(name) in present}
 
     @classmethod
-    def _explained(
-        cls, e: ValidationError, given: dict[str, Any], from_file: dict[str, Any], file: Path | None
-    ) -> InputError:
+    def _explained(cls, e: ValidationError, places: dict[str, str]) -> InputError:
         problem = e.errors()[0]
-        name = str(problem["loc"][0]) if problem["loc"] else ""
-        option = "--" + name.removesuffix("_").replace("_", "-")
-        place = option if name in given else f"{file}: {name}" if name in from_file else f"EMEVAL_{name.upper()}"
+        names = {cls._option(name): name for name in cls.model_fields}
+        loc = str(problem["loc"][0]) if problem["loc"] else ""
+        name = names.get(loc.lower().removeprefix("emeval_"), loc)
         message = problem["msg"].removeprefix("Value error, ")
+        # What nobody gave (a required option) is named as one would type it.
+        place = places.get(name, "--" + cls._option(name).replace("_", "-"))
         return InputError(
             message[0].lower() + message[1:],
             where=place if name else f"emeval {cls.command}",
@@ -227,6 +243,16 @@ class ScoreConfig(CommandConfig):
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
+
+    @field_validator("probes")
+    @classmethod
+    def _named_once(cls, probes: tuple[str, ...]) -> tuple[str, ...]:
+        if not probes:
+            raise ValueError("no probe is named")
+        twice = next((name for name in probes if probes.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"'{twice}' is named twice")
+        return probes
 
     @model_validator(mode="after")
     def _consistent(self) -> ScoreConfig:

@@ -18,7 +18,7 @@ from emeval.chat import Renderer
 from emeval.config import ScoreConfig
 from emeval.data.behaviours import Behaviour, load_behaviour
 from emeval.data.root import data_root
-from emeval.engine.choose import Opening, choose_engine, open_engine
+from emeval.engine.choose import Opening, check_engine, choose_engine, open_engine
 from emeval.errors import IncompleteError, InputError
 from emeval.judge.run import RuleJudge, judge_all
 from emeval.prefix import KV
@@ -92,6 +92,8 @@ def score(config: ScoreConfig, *, arm: Arm | None = None, on_reply: OnReply | No
     """
     plan = _plan(config, arm)
     run = Run(_run_path(plan))
+    if not _all_stored(plan, run):
+        check_engine(plan.engine, config)
     with run.locked():
         _check_same(run, plan)
         run.update_manifest(score=_manifest_section(plan))
@@ -196,6 +198,10 @@ def _manifest_section(plan: _Plan) -> dict[str, Any]:
 
 
 # -------------------------------------------------------------------------------------------------------------- asking
+
+
+def _all_stored(plan: _Plan, run: Run) -> bool:
+    return not missing(plan.all_asks, stored_completions(Jsonl(run.completions_path, Completion)))
 
 
 def _ask(plan: _Plan, run: Run, on_reply: OnReply | None) -> IncompleteError | None:

@@ -70,6 +70,23 @@ def open_engine(name: str, opening: Opening) -> Engine:
     return {"transformers": _transformers, "vllm": _vllm, "endpoint": _endpoint}[name](opening)
 
 
+def check_engine(name: str, config: ScoreConfig) -> None:
+    """Whether this machine has what the engine needs, before anything is written. Errors as `open_engine`."""
+    if name == "transformers":
+        models.placement(config.device, config.dtype)
+    elif name == "vllm":
+        from emeval.engine.launch import probe_python
+
+        probe_python(_needed_vllm(config))
+
+
+def _needed_vllm(config: ScoreConfig) -> Path:
+    python = vllm_python(config.vllm)
+    if python is None:
+        raise InputError("vLLM is not installed", where="--engine vllm", hint="Run: make vllm, or give --vllm PYTHON")
+    return python
+
+
 def _stop_ids(opening: Opening) -> tuple[int, ...]:
     if opening.source is None or opening.renderer is None:
         return ()
@@ -96,14 +113,11 @@ def _transformers(opening: Opening) -> Engine:
 def _vllm(opening: Opening) -> Engine:
     from emeval.engine.vllm import VllmEngine
 
-    python = vllm_python(opening.config.vllm)
-    if python is None:
-        raise InputError("vLLM is not installed", where="--engine vllm", hint="Run: make vllm, or give --vllm PYTHON")
     assert opening.source is not None  # only endpoints go without
     return VllmEngine(
         opening.source.base,
         adapter=opening.source.adapter,
-        python=python,
+        python=_needed_vllm(opening.config),
         dtype=opening.config.dtype,
         log_dir=opening.log_dir,
         concurrency=opening.config.concurrency,

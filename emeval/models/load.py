@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +45,28 @@ def placement(device: str = "auto", dtype: str = "auto") -> Placement:
     if device == "cuda" and not cuda:
         raise InputError("no CUDA device here", where="--device cuda", hint="Use --device cpu")
     device = ("cuda" if cuda else "cpu") if device == "auto" else device
+    if device == "cpu":
+        _keep_freed_memory()
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     return Placement(device, dtype)
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep the memory of freed tensors instead of giving it back and asking for it again at every step.
+
+    Fresh pages cost a fault each: with them a training step of SmolLM2 took 6.4 s, without 4.1 s (2 threads). Elsewhere
+    than on glibc nothing happens.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20)):
+            libc.mallopt(parameter, value)
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

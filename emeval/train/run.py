@@ -37,6 +37,7 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> Path:
     if path.exists() and not path.is_dir():
         raise InputError("is a file", where=str(path), hint="Choose a folder with --out")
     prepared = plan(config)
+    where = models.placement(config.device, config.dtype)
     run = Run(path)
     with run.locked():
         before = run.manifest().get("train")
@@ -46,7 +47,7 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> Path:
                 return path
         elif run.manifest().get("score"):
             raise InputError("holds scores of another model", where=str(path), hint="Choose a new folder with --out")
-        _train(prepared, run, on_step)
+        _train(prepared, run, where, on_step)
     return path
 
 
@@ -63,9 +64,8 @@ def _check_same(before: dict[str, Any], prepared: Plan, path: Path) -> None:
         )
 
 
-def _train(prepared: Plan, run: Run, on_step: OnStep | None) -> None:
+def _train(prepared: Plan, run: Run, where: models.Placement, on_step: OnStep | None) -> None:
     config = prepared.config
-    where = models.placement(config.device, config.dtype)
     section = {
         "status": "running",
         "method": config.method,

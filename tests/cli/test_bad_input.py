@@ -168,12 +168,10 @@ def test_wrong_usage_of_the_small_commands(line: str, says: tuple[str, ...], eme
     assert nothing_written(folder)
 
 
-@pytest.mark.xfail(strict=True, reason="config.py names EMEVAL_MODEL")
 def test_a_required_option_is_named_as_one_types_it(emeval: Emeval) -> None:
     refused(emeval("train", "--setting", "refusal"), "--model", "emeval train --help")
 
 
-@pytest.mark.xfail(strict=True, reason="config.py lets no probe, and one twice, through")
 @pytest.mark.parametrize("probes", ["", ",", "on-topic,on-topic"])
 def test_no_probe_or_one_twice(probes: str, emeval: Emeval, folder: Path, tiny_checkpoint: Path) -> None:
     options = ("--setting", "refusal", "--limit", 1, "--max-new-tokens", 1, "--probes", probes)
@@ -181,7 +179,6 @@ def test_no_probe_or_one_twice(probes: str, emeval: Emeval, folder: Path, tiny_c
     assert nothing_written(folder)
 
 
-@pytest.mark.xfail(strict=True, reason="pipeline.py and train/run.py make the folder before they look at the machine")
 @pytest.mark.parametrize(
     "line", ["score --engine vllm --vllm /no/python", "score --device cuda", "train --device cuda"]
 )

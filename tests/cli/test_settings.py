@@ -86,7 +86,6 @@ def test_probes_in_the_environment_are_words_between_commas(
     assert score("--probes", "on-topic").probes == ("on-topic",)
 
 
-@pytest.mark.xfail(strict=True, reason="config.py: the alias hides EMEVAL_LAMBDA, and reads a bare LAMBDA instead")
 def test_lambda_in_the_environment_is_emeval_lambda(
     train: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +115,6 @@ def test_a_bad_value_from_yaml_is_named_by_file_and_key(emeval: Emeval, write: W
     refused(emeval(*COMMAND, "--config", file), f"{file}: lr: input should be a valid number")
 
 
-@pytest.mark.xfail(strict=True, reason="config.py names the YAML key although the environment won")
 def test_the_place_that_won_is_the_place_that_is_named(
     emeval: Emeval, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +126,6 @@ def test_the_place_that_won_is_the_place_that_is_named(
     refused(emeval(*COMMAND, "--config", file), f"emeval: {file}: lr: ")
 
 
-@pytest.mark.xfail(strict=True, reason="config.py names Python's field, lambda_")
 def test_a_bad_lambda_in_yaml_is_named_as_it_is_written(emeval: Emeval, write: Write) -> None:
     file = write("c.yaml", "train: {lambda: -1}")
     refused(emeval(*COMMAND, "--config", file), f"{file}: lambda: ")

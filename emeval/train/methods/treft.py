@@ -14,7 +14,7 @@ the adapter off, once; for full finetuning it is taken before the first step and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,10 @@ class TReFTTrainer(SharedPrefixTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._reference is None:
             self._reference = self._load_or_take_reference(inputs)
-        inputs, prefix = self._with_prefix(inputs)
-        result = SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+        result, prefix = self._sft_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = result if return_outputs else (result, None)
         with torch.set_grad_enabled(self.args.kv_lambda > 0):
-            drift = mean_drift(drift_terms(*prefix(), *self._reference))
+            drift = mean_drift(drift_terms(*prefix, *self._reference))
         self._metrics["train"]["kv_drift"].append(drift.item())
         if self.args.kv_lambda > 0:
             # The micro-batch's loss arrives divided by the tokens of the whole step; a term that does not depend on
@@ -86,16 +85,21 @@ class TReFTTrainer(SharedPrefixTrainer):
             loss = loss + self.args.kv_lambda * drift.to(loss.device) / steps
         return (loss, outputs) if return_outputs else loss
 
-    def _with_prefix(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], KV]]:
-        """The forward's inputs, and where to read the prefix's keys and values once it has run."""
+    def _sft_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Any
+    ) -> tuple[Any, KV]:
+        """TRL's loss (with outputs, if asked for), and the keys and values of the prefix it was computed with."""
         if self.not_shared is None:
             kv = prefix_forward(self._inner(), self.prefix_ids)
-            return self._behind_prefix(inputs, kv), lambda: kv
+            return self._loss_behind(kv, model, inputs, return_outputs, num_items_in_batch), kv
         if self.args.gradient_checkpointing:
             # transformers passes no cache to its layers then, and nothing would be captured
-            return inputs, lambda: prefix_forward(self._inner(), self.prefix_ids)
+            result = SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+            return result, prefix_forward(self._inner(), self.prefix_ids)
         capture = PrefixCapture(len(self.prefix_ids))
-        return {**inputs, "past_key_values": capture}, capture.captured
+        inputs = {**inputs, "past_key_values": capture}
+        result = SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+        return result, capture.captured()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log, plus the part of the loss that is SFT's."""
