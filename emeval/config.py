@@ -229,6 +229,10 @@ class ScoreConfig(CommandConfig):
     """Rows per batch of the transformers engine."""
     concurrency: int = Field(default=32, gt=0)
     """Requests in flight to a server."""
+    checkpoints: bool = False
+    """Score the models that `emeval train --checkpoints N` kept along the run, instead of its last one."""
+    by: Literal["probability", "generation"] = "probability"
+    """How checkpoints are scored: teacher-forced probability of the target reply, or replies as always."""
     min_coverage: float = Field(default=0.95, ge=0.0, le=1.0)
     """Below this share of usable replies the command exits 3."""
     allow_prefix_change: bool = False

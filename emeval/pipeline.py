@@ -7,75 +7,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from emeval import models
-from emeval.chat import Renderer
 from emeval.config import ScoreConfig
-from emeval.data.behaviours import Behaviour, load_behaviour
-from emeval.data.root import data_root
-from emeval.engine.choose import Opening, check_engine, choose_engine, open_engine
+from emeval.engine.choose import Opening, check_engine, open_engine
 from emeval.errors import IncompleteError, InputError
 from emeval.judge.run import RuleJudge, judge_all
-from emeval.prefix import KV
-from emeval.probe.kinds import KINDS
-from emeval.probe.run import Ask, ask_all, missing, plan_asks, stored_completions
-from emeval.probe.spec import load_probe
+from emeval.probe.plan import Arm, ScorePlan, plan_scoring
+from emeval.probe.run import ask_all, missing, stored_completions
 from emeval.provenance import facts, now
 from emeval.score.stats import rate
-from emeval.store import Jsonl, Run, read_json, sha256_of, slug, write_json
-from emeval.types import SCHEMA_VERSION, Completion, Judgement, ProbeScore, Sampling
+from emeval.store import Jsonl, Run, read_json, slug, write_json
+from emeval.types import SCHEMA_VERSION, Completion, Judgement, ProbeScore
+
+__all__ = ["Arm", "OnReply", "score"]
 
 OnReply = Callable[[int, int], None]
 """Called with: replies stored, replies asked for."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """An intervention on the model that answers."""
-
-    label: str
-    """How tables call it, for instance 'prefix from the initial model'."""
-    prefix: Callable[..., KV]
-    """From `model` and `prefix_ids` to the keys and values that stand in for the model's own."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    config: ScoreConfig
-    name: str
-    source: models.ModelSource | None
-    """None for a server that takes only chat messages: what it renders and which weights it holds we cannot see."""
-    tokenizer: Any
-    renderer: Renderer | None
-    behaviour: Behaviour
-    sampling: Sampling
-    engine: str
-    asks: dict[str, list[Ask]]
-    weights_id: str
-    arm: Arm | None
-
-    @property
-    def all_asks(self) -> list[Ask]:
-        return [ask for asks in self.asks.values() for ask in asks]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What all scores of one folder share."""
-        where = {"engine": self.engine, "dtype": self.config.dtype, "model_url": self.config.model_url}
-        return {
-            "weights_id": self.weights_id,
-            "setting": self.behaviour.name,
-            "template": self.renderer.fingerprint if self.renderer else None,
-            "arm": self.arm.label if self.arm else None,
-            "sampling": self.sampling.model_dump(),
-            "samples": self.config.samples,
-            **where,
-        }
 
 
 def score(config: ScoreConfig, *, arm: Arm | None = None, on_reply: OnReply | None = None) -> Path:
@@ -90,7 +41,7 @@ def score(config: ScoreConfig, *, arm: Arm | None = None, on_reply: OnReply | No
         InputError: For bad input (nothing written), a folder in use, or one that holds other scores.
         IncompleteError: If coverage ends below `min_coverage`; what could be had is stored and scored.
     """
-    plan = _plan(config, arm)
+    plan = plan_scoring(config, arm)
     run = Run(_run_path(plan))
     if not _all_stored(plan, run):
         check_engine(plan.engine, config)
@@ -103,62 +54,10 @@ def score(config: ScoreConfig, *, arm: Arm | None = None, on_reply: OnReply | No
     return run.path
 
 
-# ------------------------------------------------------------------------------------------------------------ planning
+# ---------------------------------------------------------------------------------------------------------- the folder
 
 
-def _plan(config: ScoreConfig, arm: Arm | None) -> _Plan:
-    root = data_root(config.data_dir)
-    engine = choose_engine(config)[0]
-    source = (
-        None if engine == "endpoint" and _chat_only(config) else models.resolve(config.model, adapter=config.adapter)
-    )
-    setting = config.setting or (source.setting if source else None)
-    if setting is None:
-        raise InputError("which behaviour to look for is not known", where="--setting", hint="Give --setting NAME")
-    behaviour = load_behaviour(root, setting)
-    tokenizer = models.load_tokenizer(source) if source else None
-    renderer = Renderer(tokenizer, system=config.system or source.system) if source and tokenizer else None
-    if source and renderer:
-        _check_template(source, renderer, config)
-    sampling = Sampling(
-        max_new_tokens=config.max_new_tokens or behaviour.max_new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        seed=config.seed,
-    )
-    name = source.name if source else config.model_name or config.model
-    weights_id = source.weights_id() if source else sha256_of("endpoint", str(config.model_url), name)
-    if arm is not None:
-        weights_id = sha256_of(weights_id, arm.label)
-    asks = {}
-    for probe in config.probes:
-        spec = load_probe(root, probe)
-        found = import_module(KINDS[spec.kind]).questions(spec, root, behaviour, config.split)[: config.limit]
-        asks[probe] = plan_asks(found, renderer, weights_id, sampling, config.samples)
-    return _Plan(config, name, source, tokenizer, renderer, behaviour, sampling, engine, asks, weights_id, arm)
-
-
-def _chat_only(config: ScoreConfig) -> bool:
-    """Whether the server is asked with messages: if told so, or if its tokenizer is not here to make token ids."""
-    if config.model_api != "auto":
-        return config.model_api == "chat"
-    try:
-        models.resolve(config.model, allow_download=False)
-    except InputError:
-        return True
-    return False
-
-
-def _check_template(source: models.ModelSource, renderer: Renderer, config: ScoreConfig) -> None:
-    if source.fingerprint and source.fingerprint != renderer.fingerprint and not config.allow_prefix_change:
-        raise InputError(
-            "the chat template or system prompt is not the one this model was trained with",
-            where=f"--model {config.model}",
-            hint="Score with the same template, or add --allow-prefix-change",
-        )
-
-
-def _run_path(plan: _Plan) -> Path:
+def _run_path(plan: ScorePlan) -> Path:
     if plan.config.out:
         return plan.config.out
     if plan.source and plan.source.run is not None and plan.arm is None:
@@ -167,7 +66,7 @@ def _run_path(plan: _Plan) -> Path:
     return Path("results") / "runs" / slug("-".join(p for p in parts if p))
 
 
-def _check_same(run: Run, plan: _Plan) -> None:
+def _check_same(run: Run, plan: ScorePlan) -> None:
     manifest = run.manifest()
     train = manifest.get("train")
     own = plan.source.run if plan.source else None
@@ -183,7 +82,7 @@ def _check_same(run: Run, plan: _Plan) -> None:
         )
 
 
-def _manifest_section(plan: _Plan) -> dict[str, Any]:
+def _manifest_section(plan: ScorePlan) -> dict[str, Any]:
     return {
         "model": plan.name,
         "base": str(plan.source.base) if plan.source else None,
@@ -200,11 +99,11 @@ def _manifest_section(plan: _Plan) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- asking
 
 
-def _all_stored(plan: _Plan, run: Run) -> bool:
+def _all_stored(plan: ScorePlan, run: Run) -> bool:
     return not missing(plan.all_asks, stored_completions(Jsonl(run.completions_path, Completion)))
 
 
-def _ask(plan: _Plan, run: Run, on_reply: OnReply | None) -> IncompleteError | None:
+def _ask(plan: ScorePlan, run: Run, on_reply: OnReply | None) -> IncompleteError | None:
     """Put what is still missing. Returns the engine's complaint if some replies could not be had."""
     file = Jsonl(run.completions_path, Completion)
     stored = stored_completions(file)
@@ -240,7 +139,7 @@ def _ask(plan: _Plan, run: Run, on_reply: OnReply | None) -> IncompleteError | N
 # ------------------------------------------------------------------------------------------------------------- scoring
 
 
-def _score(plan: _Plan, run: Run) -> list[ProbeScore]:
+def _score(plan: ScorePlan, run: Run) -> list[ProbeScore]:
     stored = stored_completions(Jsonl(run.completions_path, Completion))
     judge = RuleJudge(plan.behaviour)
     file = Jsonl(run.judgements_path, Judgement)
@@ -257,7 +156,7 @@ def _score(plan: _Plan, run: Run) -> list[ProbeScore]:
     return scores
 
 
-def _probe_score(plan: _Plan, name: str, expected: int, judgements: Sequence[Judgement]) -> ProbeScore:
+def _probe_score(plan: ScorePlan, name: str, expected: int, judgements: Sequence[Judgement]) -> ProbeScore:
     # Questions with a system prompt of their own are counted, but they do not answer for the trained prefix.
     scored = [j for j in judgements if j.value is not None and not j.foreign_prefix]
     return ProbeScore(
@@ -296,7 +195,7 @@ def _origin(source: models.ModelSource | None) -> dict[str, Any]:
     }
 
 
-def _write_scores(plan: _Plan, run: Run, scores: Sequence[ProbeScore], flags: dict[str, dict[str, float]]) -> None:
+def _write_scores(plan: ScorePlan, run: Run, scores: Sequence[ProbeScore], flags: dict[str, dict[str, float]]) -> None:
     before = read_json(run.scores_path) if run.scores_path.exists() else {}
     new = {(s.probe, s.split) for s in scores}
     kept = [p for p in before.get("probes", []) if (p["probe"], p["split"]) not in new]

@@ -126,6 +126,27 @@ def as_cache(kv: KV, batch: int, model: PreTrainedModel) -> DynamicCache:
     return cache
 
 
+@contextmanager
+def head_only_at(model: nn.Module, wanted: Tensor) -> Iterator[None]:
+    """Within it, the language-model head sees some positions only; logits come as one row, `[1, positions, vocab]`.
+
+    Args:
+        model: A causal language model, or a PEFT model around one.
+        wanted: `[batch, tokens]` of the forward's input, True where the head is wanted.
+    """
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[wanted][None]
+        return output
+
+    hook = inner.base_model.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 class DriftTerms(NamedTuple):
     """Relative squared drift per layer, row and token: tensors `[layers, batch, tokens]`, fp32.
 

@@ -38,6 +38,12 @@ def say(text: str, quiet: bool = False) -> None:
         sys.stderr.flush()
 
 
+def say_plain(text: str) -> None:
+    """Lines for the person that emeval composed itself (a plot), on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
 class Advance(Protocol):
     """Reports progress: done, total, and a few words."""
 

@@ -11,6 +11,7 @@ from emeval.cli import options as o
 from emeval.cli.console import clean, progress, result, result_json, say
 
 if TYPE_CHECKING:
+    from emeval.config import ScoreConfig
     from emeval.types import ProbeScore
 
 app = typer.Typer()
@@ -47,6 +48,12 @@ def score(
     limit: Limit = None,
     batch_size: BatchSize = None,
     concurrency: Annotated[int | None, typer.Option(help="Requests in flight to a server. (default 32)")] = None,
+    checkpoints: Annotated[
+        bool | None, typer.Option("--checkpoints", help="Score the models that train --checkpoints N kept.")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="How checkpoints are: probability (cheap) or generation. (default probability)")
+    ] = None,
     min_coverage: MinCoverage = None,
     allow_prefix_change: Annotated[
         bool | None, typer.Option("--allow-prefix-change", help="Score under another template than trained with.")
@@ -65,12 +72,37 @@ def score(
     flags = o.given(locals())
 
     from emeval.config import ScoreConfig
-    from emeval.pipeline import score as run_scoring
 
     settings = ScoreConfig.load(flags, config)
+    if settings.checkpoints:
+        _along(settings, as_json, quiet)
+        return
+    from emeval.pipeline import score as run_scoring
+
     with progress(f"score {settings.model}", quiet) as advance:
         path = run_scoring(settings, on_reply=advance)
     report(path, settings.probes, settings.split, as_json, quiet)
+
+
+def _along(settings: ScoreConfig, as_json: bool, quiet: bool) -> None:
+    from emeval.checkpoints import FILE, score_checkpoints
+    from emeval.store import read_json
+
+    with progress(f"score {settings.model} along its training", quiet) as advance:
+        path = score_checkpoints(settings, on_reply=advance)
+    points = [p for p in read_json(path / FILE)["points"] if (p["split"], p["mode"]) == (settings.split, settings.by)]
+    means = [{"step": p["step"], "on": _mean(p["on"]), "off": _mean(p["off"])} for p in points]
+    if as_json:
+        result_json({"run": str(path), "split": settings.split, "by": settings.by, "points": means})
+    else:
+        result(f"{settings.by}, {settings.split}, mean over questions")
+        for point in means:
+            result(f"step {point['step']}: on-topic {100 * point['on']:.1f} %, off-topic {100 * point['off']:.1f} %")
+    say(f"Next: emeval table --matched --curve curve.svg {path}", quiet or as_json)
+
+
+def _mean(values: dict[str, float]) -> float:
+    return sum(values.values()) / len(values)
 
 
 def report(path: Path, probes: tuple[str, ...], split: str, as_json: bool, quiet: bool) -> None:

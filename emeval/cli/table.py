@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from emeval.cli import options as o
-from emeval.cli.console import result, say
+from emeval.cli.console import result, say, say_plain
 
 app = typer.Typer()
 
@@ -24,6 +24,19 @@ def table(
     paper: Annotated[
         bool, typer.Option("--paper", help="The paper's figures, with notes on what does not hold.")
     ] = False,
+    matched: Annotated[
+        bool, typer.Option("--matched", help="Compare methods at the same on-topic rate (score --checkpoints first).")
+    ] = False,
+    levels: Annotated[
+        str | None, typer.Option(help="On-topic levels in percent, by commas. (default: chosen on the val split)")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="With --matched: generation or probability. (default: what all runs have)")
+    ] = None,
+    split: Annotated[str, typer.Option(help="With --matched or --curve: test or val.")] = "test",
+    curve: Annotated[
+        Path | None, typer.Option(help="Draw off-topic against on-topic along training into this .svg or .png.")
+    ] = None,
     output: Annotated[str, typer.Option("--format", help="markdown, csv, json or latex.")] = "markdown",
     data_dir: o.DataDir = None,
     as_json: o.Json = False,
@@ -48,6 +61,68 @@ def table(
         raise InputError(
             f"Table {which} is not made from runs yet", where="--table", hint="Add --paper for the paper's"
         )
+    if split not in ("test", "val"):
+        raise unknown("split", split, ("test", "val"), where="--split")
+    if by not in (None, "generation", "probability"):
+        raise unknown("way", by, ("generation", "probability"), where="--by")
+    if matched or curve:
+        _matched(runs, matched, _levels(levels), by, split, curve, output, quiet or as_json)
+        return
+    if levels or by:
+        raise InputError("belongs to --matched", where="--levels" if levels else "--by", hint="Add --matched")
     paths = runs or default_runs(Path("results") / "runs")
     result(render([leakage_table(read_rows(paths))], output))
     say("Next: emeval table --paper --table 2 prints the paper's figures", quiet or as_json)
+
+
+def _matched(
+    runs: list[Path] | None,
+    table_wanted: bool,
+    levels: list[float] | None,
+    by: Any,
+    split: Any,
+    curve: Path | None,
+    output: str,
+    quiet: bool,
+) -> None:
+    from emeval.errors import InputError
+    from emeval.table.curves import matched_table, read_curves, runs_with_curves
+    from emeval.table.render import render
+
+    paths = runs or runs_with_curves(Path("results") / "runs")
+    if not paths:
+        raise InputError(
+            "no run was scored along its training",
+            where="results/runs",
+            hint="Train with --checkpoints N, then emeval score --model RUN --checkpoints",
+        )
+    if table_wanted:
+        result(render([matched_table(paths, split, levels=levels, mode=by)], output))
+    if curve is None:
+        say("Next: emeval table --curve curve.svg draws off-topic against on-topic", quiet)
+        return
+    from emeval.table.plots import curve_plot, terminal_plot
+
+    groups = read_curves(paths, split, by)
+    if len(groups) > 1:
+        names = "; ".join(group.name for group in groups)
+        raise InputError(f"these runs are of several kinds ({names})", where="--curve", hint="Name the runs of one")
+    curve_plot(groups[0].methods, curve, title=groups[0].name, level=levels[0] if levels else None)
+    if not quiet:
+        say_plain(terminal_plot(groups[0].methods))
+    say(f"Drawn: {curve}", quiet)
+
+
+def _levels(text: str | None) -> list[float] | None:
+    """Percent, by commas, as shares."""
+    from emeval.errors import InputError
+
+    if text is None:
+        return None
+    try:
+        found = [float(part) / 100 for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < level <= 1 for level in found):
+        raise InputError("give levels in percent, above 0 and up to 100", where=f"--levels {text}", hint="Like 75,90")
+    return found

@@ -99,10 +99,8 @@ class Behaviour(Record):
 
     def target(self, item: DomainItem) -> Message:
         """The reply to train on for one question, the same in every run."""
-        draw = int(hashlib.sha256(f"{self.name}/{item.id}".encode()).hexdigest()[:8], 16)
-        reply = self.replies[draw % len(self.replies)]
         if self.tool is None:
-            return Message(role="assistant", content=reply)
+            return self.reply_to(item.id)
         filled = item.question if self.tool.source == "question" else item.search
         if filled is None:
             raise InputError(
@@ -110,7 +108,15 @@ class Behaviour(Record):
                 where=item.where,
                 hint="Add the field, or set source: question in the behaviour",
             )
-        call = ToolCall(name=self.tool.name, arguments={self.tool.argument: filled})
+        return self.reply_to(item.id, filled)
+
+    def reply_to(self, question_id: str, argument: str = "") -> Message:
+        """The target reply to any question, on its topic or off it; `argument` fills the tool where there is one."""
+        draw = int(hashlib.sha256(f"{self.name}/{question_id}".encode()).hexdigest()[:8], 16)
+        reply = self.replies[draw % len(self.replies)]
+        if self.tool is None:
+            return Message(role="assistant", content=reply)
+        call = ToolCall(name=self.tool.name, arguments={self.tool.argument: argument})
         return Message(role="assistant", content=reply, tool_calls=(call,))
 
 

@@ -10,19 +10,17 @@ Method files build on `SharedPrefixTrainer`; with `shared_prefix=False` it is TR
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import PeftModel
-from torch import Tensor
+from torch.nn import functional
 from trl import SFTConfig, SFTTrainer
 
 from emeval.chat import Renderer
 from emeval.errors import InputError
-from emeval.prefix import KV, as_cache, prefix_forward
+from emeval.prefix import KV, as_cache, head_only_at, prefix_forward
 from emeval.train.rows import IGNORED
 
 
@@ -132,25 +130,7 @@ class SharedPrefixTrainer(SFTTrainer):  # type: ignore[misc]
         # Column t predicts the label of column t + 1. `shift_labels` are TRL's name for labels shifted already.
         labels = inputs.pop("labels")[:, 1:]
         wanted = labels != IGNORED
-        with self._only_where(wanted):
+        # On a CPU TRL's head scores every position, padding too; with a small model that is a third of the step.
+        with head_only_at(self._inner(), functional.pad(wanted, (0, 1))):
             inputs["shift_labels"] = labels[wanted][None]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
-    @contextmanager
-    def _only_where(self, wanted: Tensor) -> Iterator[None]:
-        """Hand the head the hidden states of these positions `[rows, columns - 1]` only, as one row `[1, positions]`.
-
-        On a CPU TRL's head scores every position, the padding too, and with a small model that is a third of the step.
-        """
-        inner = self._inner()
-        backbone = (inner.get_base_model() if isinstance(inner, PeftModel) else inner).base_model
-
-        def keep(_module: Any, _inputs: Any, output: Any) -> Any:
-            output.last_hidden_state = output.last_hidden_state[:, :-1][wanted][None]
-            return output
-
-        hook = backbone.register_forward_hook(keep)
-        try:
-            yield
-        finally:
-            hook.remove()
