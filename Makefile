@@ -5,6 +5,7 @@
 #   make test-vllm   the tests of the vLLM engine against a real server
 #   make lint        ruff, mypy --strict, import-linter
 #   make bench       speed, as ratios measured side by side
+#   make faults      kill the commands at 52 points, resume, compare with undisturbed runs (half an hour)
 #
 # INDEX=URL adds a package index. Where a plain `pip install torch` brings CUDA and you want none, give PyTorch's CPU one.
 # VLLM_EXTRA=vllm installs the CUDA build of vLLM in place of the CPU build.
@@ -19,7 +20,7 @@ EMEVAL = .venv/bin/emeval
 DEMO = --model smollm2-135m --setting refusal --rank 32 --lr 2e-4 --batch-size 8 --steps 20
 RUNS = results/runs
 
-.PHONY: demo test test-vllm lint bench vllm clean
+.PHONY: demo test test-vllm lint bench faults vllm clean
 
 demo: .venv/ready
 	$(EMEVAL) train $(DEMO) --method sft --out $(RUNS)/demo-sft
@@ -45,6 +46,9 @@ lint: .venv/ready
 
 bench: .venv/ready
 	.venv/bin/python benchmarks/run.py
+
+faults: .venv/ready
+	.venv/bin/python -m benchmarks.faults
 
 vllm: .venv-vllm/ready
 

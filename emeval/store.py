@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +70,7 @@ def write_atomic(path: Path, text: str) -> None:
     """Replace `path` by `text` whole: a reader, or a run killed here, sees the old content or the new one."""
     with reported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         try:
             with os.fdopen(fd, "w", encoding="utf-8") as f:
                 f.write(text)
@@ -248,7 +249,16 @@ class Run:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as e:
                     raise _in_use(self.path) from e
+                self._sweep()
             yield
+
+    def _sweep(self) -> None:
+        """Remove what a killed process had begun: `.NAME.part` is a file or folder on its way to becoming NAME."""
+        for begun in [*self.path.glob(".*.part"), *self.train_dir.glob(".*.part")]:
+            if begun.is_dir():
+                shutil.rmtree(begun)
+            else:
+                begun.unlink()
 
 
 def _in_use(path: Path) -> InputError:

@@ -8,23 +8,13 @@ from pathlib import Path
 
 import pytest
 
-TEMPLATE = "chatml"
-
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of a few thousand weights with a byte-level tokenizer and a ChatML template, as safetensors."""
-    from tests.tiny import tiny_model
-    from tests.tokenizers_for_tests import byte_level
+    from tests.tiny import save_checkpoint
 
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    tokenizer = byte_level(TEMPLATE)
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
-    tiny_model(
-        "llama", vocab_size=len(tokenizer), max_position_embeddings=1024, pad_token_id=ids["eos_token_id"], **ids
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_checkpoint(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
 @pytest.fixture

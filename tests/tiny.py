@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import AutoConfig
@@ -44,3 +46,16 @@ def tiny_model(
             elif "bias" in name or "sinks" in name:
                 p.normal_(0.0, 0.1)
     return model.to(dtype).eval()
+
+
+def save_checkpoint(folder: Path, template: str = "chatml") -> Path:
+    """A random Llama with a byte-level tokenizer and a chat template, as safetensors; returns its folder."""
+    from tests.tokenizers_for_tests import byte_level
+
+    tokenizer = byte_level(template)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
+    tiny_model(
+        "llama", vocab_size=len(tokenizer), max_position_embeddings=1024, pad_token_id=ids["eos_token_id"], **ids
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

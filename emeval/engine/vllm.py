@@ -93,7 +93,8 @@ class VllmEngine:
         try:
             model = Path(model_path)
             if adapter is not None and not info.cuda:
-                self._merged = Path(tempfile.mkdtemp(prefix="merged-", dir=self.log.parent))
+                # Named so that a run folder is swept of it after a SIGKILL (`store.Run.locked`).
+                self._merged = Path(tempfile.mkdtemp(prefix=".merged.", suffix=".part", dir=self.log.parent))
                 model, adapter = merge_adapter(model, adapter, self._merged, dtype=dtype), None
             command = server_command(
                 python,
@@ -189,10 +190,14 @@ class VllmEngine:
     def _answers(self, server: Guarded, port: int, deadline: float) -> bool:
         """Wait for the server; False if it ended or the time is up.
 
-        It must also know our key: another program may sit on the port and answer `/health`.
+        Another program may sit on the port, another vLLM even: ours is the one that opens to our key, and only to it.
         """
         while server.running() and time.monotonic() < deadline:
-            if http_status(port, "/health") == 200 and http_status(port, "/v1/models", self.key) == 200:
+            if (
+                http_status(port, "/health") == 200
+                and http_status(port, "/v1/models") == 401
+                and http_status(port, "/v1/models", self.key) == 200
+            ):
                 return True
             time.sleep(0.2)
         return False

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from emeval import models
@@ -20,23 +25,53 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 _WHOLE = "emeval-whole"
 """Marker file of a resume point, written after everything else of it."""
+_NOT_WRITTEN = re.compile(r"PytorchStreamWriter|unexpected pos \d+ vs")
+"""How torch says that a file could not be written; it does not say why."""
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was saved whole; half-saved ones are removed."""
-    whole = []
+@contextlib.contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """`store.reported`, also where a library tells of a full disk by an error of its own."""
+    with reported(folder):
+        try:
+            yield
+        except (SafetensorError, RuntimeError) as e:
+            told = re.search(r"os error (\d+)", str(e))
+            if not told and not _NOT_WRITTEN.search(str(e)):
+                raise
+            number = int(told[1]) if told else errno.ENOSPC
+            raise OSError(number, os.strerror(number)) from e
+
+
+def newest_checkpoint(folder: Path, last_step: int) -> Path | None:
+    """The newest checkpoint that was saved whole before the last step; half-saved ones are removed, and later ones.
+
+    From one at the last step transformers would take a step too many, unless an epoch ends there.
+    """
+    usable = []
     for path in folder.glob("checkpoint-*"):
-        if (path / _WHOLE).is_file():
-            whole.append(path)
+        if (path / _WHOLE).is_file() and _step(path) < last_step:
+            usable.append(path)
         else:
             shutil.rmtree(path, ignore_errors=True)
-    return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+    return max(usable, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def drop_resume_points(run: Run) -> None:
+    """Once the model is saved nothing is resumed from them."""
+    for leftover in run.train_dir.glob("checkpoint-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
     """Writes `train/log.jsonl` (a line a step), marks resume points as whole, keeps models along the way.
 
-    On resume the log's lines after the resume point go, since those steps run again.
+    On resume the log is written anew up to the resume point, from what the point itself knows: later steps run again,
+    and an earlier line may have gone with the power.
 
     Args:
         prepared: The plan.
@@ -48,21 +83,12 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     def __init__(self, prepared: Plan, run: Run, resume: Path | None, on_step: OnStep | None) -> None:
         self.prepared, self.run, self.on_step_done = prepared, run, on_step
         self.path = run.train_dir / "log.jsonl"
-        self.resumed_at = int(resume.name.rpartition("-")[2]) if resume else None
+        self.resumed_at = _step(resume) if resume else None
         self.steps_done = 0
         with reported(run.train_dir):
             run.train_dir.mkdir(parents=True, exist_ok=True)
-        self.lines = [e for e in self._written() if e["step"] <= (self.resumed_at or 0)]
+        self.lines = _logged(resume) if resume else []
         write_atomic(self.path, "".join(json.dumps(entry) + "\n" for entry in self.lines))
-
-    def _written(self) -> Iterator[dict[str, Any]]:
-        if not self.path.is_file():
-            return
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return
 
     def last(self, name: str) -> float | None:
         """The newest value logged under `name`."""
@@ -72,7 +98,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         """A step was taken."""
         if not logs or "loss" not in logs:
             return
-        entry = {"step": state.global_step} | {k: v for k, v in logs.items() if isinstance(v, int | float)}
+        entry = _entry(state.global_step, logs)
         self.lines.append(entry)
         self.steps_done += 1
         with reported(self.path), self.path.open("a", encoding="utf-8") as f:
@@ -88,6 +114,16 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Everything of the resume point is written by now."""
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
+
+
+def _logged(resume: Path) -> list[dict[str, Any]]:
+    state = json.loads((resume / "trainer_state.json").read_text(encoding="utf-8"))
+    return [_entry(logs["step"], logs) for logs in state["log_history"] if "loss" in logs]
+
+
+def _entry(step: int, logs: dict[str, Any]) -> dict[str, Any]:
+    """A line of the log."""
+    return {"step": step} | {k: v for k, v in logs.items() if isinstance(v, int | float)}
 
 
 def kept_steps(total: int, checkpoints: int) -> set[int]:
@@ -107,7 +143,7 @@ def save_model(model: Any, prepared: Plan, run: Run, step: int | None = None) ->
     if step is not None:
         final = step_dir(run.train_dir, step)
     aside = run.train_dir / f".{final.name}.part"
-    with reported(run.train_dir):
+    with saving(run.train_dir):
         shutil.rmtree(aside, ignore_errors=True)
         model.save_pretrained(aside)
         if config.full:

@@ -5,7 +5,6 @@ Killed at any moment, the same call resumes from the newest whole checkpoint. A 
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from emeval.prefix import mean_drift
 from emeval.provenance import facts, now, peak_memory_bytes
 from emeval.store import Run
 from emeval.train.build import make_trainer
-from emeval.train.keep import OnStep, Recorder, newest_checkpoint, save_model
+from emeval.train.keep import OnStep, Recorder, drop_resume_points, newest_checkpoint, save_model, saving
 from emeval.train.plan import Plan, plan, run_path
 
 
@@ -44,6 +43,7 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> Path:
         if before:
             _check_same(before, prepared, path)
             if before["status"] == "finished":
+                drop_resume_points(run)  # one killed right after its last word may still hold them
                 return path
         elif run.manifest().get("score"):
             raise InputError("holds scores of another model", where=str(path), hint="Choose a new folder with --out")
@@ -88,11 +88,12 @@ def _train(prepared: Plan, run: Run, where: models.Placement, on_step: OnStep | 
     }
     run.update_manifest(train=section)
     trainer = make_trainer(prepared, run, where)
-    resume = newest_checkpoint(run.train_dir)
+    resume = newest_checkpoint(run.train_dir, trainer.args.max_steps)
     log = Recorder(prepared, run, resume, on_step)
     trainer.add_callback(log)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    with saving(run.train_dir):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     wall = time.perf_counter() - started
     drift = _final_drift(trainer)
     save_model(trainer.model, prepared, run)
@@ -109,8 +110,7 @@ def _train(prepared: Plan, run: Run, where: models.Placement, on_step: OnStep | 
     }
     run.update_manifest(train=section | {"status": "finished", "finished": now(), "steps": results["steps"],
                                          "results": results})  # fmt: skip
-    for leftover in run.train_dir.glob("checkpoint-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    drop_resume_points(run)
 
 
 def _final_drift(trainer: Any) -> dict[str, Any] | None:

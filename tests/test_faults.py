@@ -1,0 +1,55 @@
+"""Killed and resumed: the real command line meets real signals and ends as if nothing had happened (DESIGN 12).
+
+A handful of the points of `make faults`, each where a run is most easily hurt; which line is torn comes from a seed.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from signal import SIGINT, SIGKILL
+
+import pytest
+
+from tests.faults import Kill, Outcome, kill_and_resume, run_once
+
+TRAIN = "--setting refusal --steps 6 --batch-size 4 --rank 4 --lr 0.01 --train-size 16 --save-every 2 --device cpu"
+SCORE = "--limit 12 --max-new-tokens 12 --batch-size 4 --device cpu"
+SEED = 0
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run."""
+    run = tmp_path_factory.mktemp("undisturbed") / "train"
+    assert run_once(train(tiny_checkpoint), run).proper
+    return run
+
+
+def train(model: Path) -> list[object]:
+    return ["train", "--model", model, *TRAIN.split()]
+
+
+def check(outcome: Outcome, kills: int) -> None:
+    assert outcome.good, (outcome.equal, outcome.difference, outcome.ended)
+    assert [e.hit for e in outcome.ended] == [True] * kills + [False]
+
+
+def test_training_killed_in_every_save_ends_the_same(tiny_checkpoint: Path, tmp_path: Path, trained: Path) -> None:
+    kills = [
+        Kill(SIGINT, "train/checkpoint-4/optimizer.pt"),  # a resume point half written
+        Kill(SIGKILL, "train/.adapter.part/adapter_model.safetensors"),  # the model half written
+        Kill(SIGKILL, "manifest.json", holds='"finished"'),  # all said, the resume points not yet gone
+    ]
+    check(kill_and_resume(train(tiny_checkpoint), tmp_path / "run", kills, trained), len(kills))
+
+
+def test_scoring_killed_while_it_asks_and_judges_ends_the_same(tmp_path: Path, trained: Path) -> None:
+    command = ["score", "--model", trained, *SCORE.split()]
+    assert run_once(command, tmp_path / "undisturbed").proper
+    kills = [
+        Kill(SIGKILL, "completions.jsonl", lines=4 * random.Random(SEED).randint(1, 4), tear=True),
+        Kill(SIGINT, "completions.jsonl", lines=20),
+        Kill(SIGKILL, "judgements.jsonl", lines=1, tear=True),
+    ]
+    check(kill_and_resume(command, tmp_path / "run", kills, tmp_path / "undisturbed"), len(kills))
