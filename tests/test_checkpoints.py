@@ -134,7 +134,6 @@ def test_on_the_command_line_to_table_and_curve(
     assert "step 0: on-topic" in said.out and "step 4: on-topic" in said.out
     assert "Next: emeval table --matched" in said.err
     names = [str(run) for run in runs]
-    pytest.importorskip("matplotlib")
     curve = tmp_path / "c.svg"
     assert emeval(["table", *names, "--matched", "--levels", "1", "--curve", str(curve)]) == 0
     said = capsys.readouterr()

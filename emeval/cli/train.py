@@ -82,4 +82,5 @@ def train(
     else:
         drift = f", drift {results['kv_drift']['total']:.3g}" if results["kv_drift"] else ""
         result(f"{path}: {results['steps']} steps, loss {results['loss']:.3f}{drift}, {results['wall_seconds']} s")
-    say(f"Next: emeval score --model {path}", quiet or as_json)
+    along = " --checkpoints" if settings.checkpoints else ""
+    say(f"Next: emeval score --model {path}{along}", quiet or as_json)

@@ -6,6 +6,7 @@ The command line is the same on CPU and CUDA but for what the device demands; ev
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import os
@@ -57,8 +58,9 @@ class VllmInfo(NamedTuple):
     cuda: bool
 
 
+@functools.cache  # it takes seconds, and a scoring asks twice: before anything is written, and when the server starts
 def probe_python(python: str | Path) -> VllmInfo:
-    """Ask an interpreter for its vLLM and its device.
+    """Ask an interpreter for its vLLM and its device. What it said is kept as long as this process lives.
 
     Raises:
         InputError: If there is no such interpreter, or it has no vLLM.

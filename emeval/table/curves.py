@@ -75,6 +75,8 @@ class Group(Record):
 class _FilePoint(Point):
     split: Split
     mode: Mode
+    measured: str | None = None
+    """Of which questions and how, as a hash: the scoring command's business."""
 
 
 class _Model(BaseModel):
