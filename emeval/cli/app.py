@@ -8,7 +8,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -99,6 +102,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character gets its code
             stream.reconfigure(errors="backslashreplace")
     code = run(sys.argv[1:])
+    # All is done and told; unloading torch takes seconds, and there Ctrl-C would be a traceback and another exit code.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough; Python would complain at exit
@@ -115,7 +120,8 @@ def run(arguments: list[str]) -> int:
     from emeval.errors import EmevalError
 
     try:
-        result = typer.main.get_command(app).main(arguments, prog_name="emeval", standalone_mode=False)
+        with _interruptions_kept():
+            result = typer.main.get_command(app).main(arguments, prog_name="emeval", standalone_mode=False)
     except typer.Exit as e:
         result = e.exit_code
     except EmevalError as e:
@@ -137,6 +143,20 @@ def run(arguments: list[str]) -> int:
     if result == _INTERRUPTED:  # typer turns Ctrl-C into this exit code, without a word
         return _failed("interrupted; what was stored is kept. Run the same command again to go on.", 130, arguments)
     return result if isinstance(result, int) else 0
+
+
+@contextmanager
+def _interruptions_kept() -> Iterator[None]:
+    """A library that is interrupted may fail over its own cleaning up; that is an interruption all the same."""
+    try:
+        yield
+    except Exception as e:
+        before: BaseException | None = e
+        while before is not None:
+            if isinstance(before, KeyboardInterrupt):
+                raise before from None
+            before = before.__cause__ or before.__context__
+        raise
 
 
 _INTERRUPTED = 130

@@ -28,7 +28,7 @@ def train(
     lambda_: Annotated[float | None, typer.Option("--lambda", help="Weight of treft's penalty. (default 10)")] = None,
     full: Annotated[bool | None, typer.Option("--full", help="Finetune all weights instead of a LoRA adapter.")] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA rank. (default 8)")] = None,
-    alpha: Annotated[float | None, typer.Option(help="LoRA alpha; scale alpha/sqrt(rank). (default 16)")] = None,
+    alpha: Annotated[float | None, typer.Option(help="LoRA alpha; scale alpha/sqrt(rank). (default 2 x rank)")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate. (default 1e-5)")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data. (default 1)")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; overrides --epochs.")] = None,
@@ -82,5 +82,7 @@ def train(
     else:
         drift = f", drift {results['kv_drift']['total']:.3g}" if results["kv_drift"] else ""
         result(f"{path}: {results['steps']} steps, loss {results['loss']:.3f}{drift}, {results['wall_seconds']} s")
+    if results["shared_prefix"] not in ("yes", "switched off"):
+        say(f"The prefix was run in every row, not once a batch: {results['shared_prefix']}", quiet or as_json)
     along = " --checkpoints" if settings.checkpoints else ""
     say(f"Next: emeval score --model {path}{along}", quiet or as_json)

@@ -96,6 +96,12 @@ def test_lambda_in_the_environment_is_emeval_lambda(
     assert train("--lambda", 5).lambda_ == 5.0
 
 
+def test_alpha_is_twice_the_rank_unless_given(train: Callable[..., TrainConfig]) -> None:
+    assert train().alpha == 16.0
+    assert train("--rank", 32).alpha == 64.0
+    assert train("--rank", 32, "--alpha", 16).alpha == 16.0
+
+
 # ------------------------------------------------------------------------------------------------- bad values, placed
 
 COMMAND = ("train", "--model", "m", "--setting", "refusal")
