@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from emeval.provenance import facts
 from emeval.store import write_json
-from tests.faults import REPOSITORY, Kill, Outcome, kill_and_resume, run_once
+from tests.faults import REPOSITORY, Kill, Outcome, heed_interrupts, kill_and_resume, run_once
 from tests.tiny import save_checkpoint
 
 STEPS, SAVE_EVERY, ASKED = 14, 3, 48  # three epochs and a half
@@ -200,6 +200,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "cpu" / "faults.json")
     parser.add_argument("--keep", type=Path, help="work here, and keep what differed")
     options = parser.parse_args()
+    heed_interrupts()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="emeval-faults-") as folder:
         world = World(options.keep or Path(folder))

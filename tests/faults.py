@@ -109,6 +109,11 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
+def heed_interrupts() -> None:
+    """Who is started in a shell's background is told to ignore SIGINT, and would tell our processes so."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def run_once(arguments: Iterable[object], run: Path, kill: Kill | None = None) -> Ended:
     """Run `emeval ARGUMENTS --out RUN --quiet`, and send the signal where it is due."""
     command = [sys.executable, "-m", "emeval", *map(str, arguments), "--out", str(run), "--quiet"]
@@ -143,7 +148,7 @@ def _await(process: subprocess.Popen[bytes], run: Path, kill: Kill) -> bool:
     while not kill.due(run):
         if process.poll() is not None:
             return False
-        time.sleep(0.0005)  # a small adapter is saved in milliseconds
+        time.sleep(0.001)  # a small adapter is saved in milliseconds
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(kill.wait)
     return process.poll() is None

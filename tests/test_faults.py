@@ -10,20 +10,31 @@ from pathlib import Path
 from signal import SIGINT, SIGKILL
 
 import pytest
+import torch
 
-from tests.faults import Kill, Outcome, kill_and_resume, run_once
+from emeval.cli.app import run as emeval
+from tests.faults import Kill, Outcome, heed_interrupts, kill_and_resume
 
 TRAIN = "--setting refusal --steps 6 --batch-size 4 --rank 4 --lr 0.01 --train-size 16 --save-every 2 --device cpu"
 SCORE = "--limit 12 --max-new-tokens 12 --batch-size 4 --device cpu"
 SEED = 0
 
 
+def undisturbed(arguments: list[object], run: Path) -> Path:
+    """The same command in this process, which has torch loaded, and like the others on one thread."""
+    heed_interrupts()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert emeval([*map(str, arguments), "--out", str(run), "--quiet"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    return run
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run."""
-    run = tmp_path_factory.mktemp("undisturbed") / "train"
-    assert run_once(train(tiny_checkpoint), run).proper
-    return run
+    return undisturbed(train(tiny_checkpoint), tmp_path_factory.mktemp("undisturbed") / "train")
 
 
 def train(model: Path) -> list[object]:
@@ -46,10 +57,10 @@ def test_training_killed_in_every_save_ends_the_same(tiny_checkpoint: Path, tmp_
 
 def test_scoring_killed_while_it_asks_and_judges_ends_the_same(tmp_path: Path, trained: Path) -> None:
     command = ["score", "--model", trained, *SCORE.split()]
-    assert run_once(command, tmp_path / "undisturbed").proper
+    whole = undisturbed(command, tmp_path / "undisturbed")
     kills = [
         Kill(SIGKILL, "completions.jsonl", lines=4 * random.Random(SEED).randint(1, 4), tear=True),
         Kill(SIGINT, "completions.jsonl", lines=20),
         Kill(SIGKILL, "judgements.jsonl", lines=1, tear=True),
     ]
-    check(kill_and_resume(command, tmp_path / "run", kills, tmp_path / "undisturbed"), len(kills))
+    check(kill_and_resume(command, tmp_path / "run", kills, whole), len(kills))

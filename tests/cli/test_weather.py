@@ -21,7 +21,7 @@ from emeval.engine.endpoint import EndpointEngine
 from emeval.engine.launch import free_port
 from tests.cli.conftest import Done, Emeval
 from tests.engine.test_vllm_server import STAND_IN
-from tests.faults import litter
+from tests.faults import INTERRUPTED, REPOSITORY, litter
 
 TRAIN = ("--setting", "refusal", "--steps", 4, "--batch-size", 2, "--rank", 16, "--train-size", 4, "--save-every", 2)
 SCORE = ("--setting", "refusal", "--limit", 3, "--max-new-tokens", 4, "--device", "cpu")
@@ -40,6 +40,35 @@ def failed(done: Done, code: int, *says: str) -> None:
 
 def keys(run: Path) -> list[str]:
     return [json.loads(line)["key"] for line in (run / "completions.jsonl").read_text().splitlines()]
+
+
+# -------------------------------------------------------------------------------------------------------------- Ctrl-C
+
+
+def process(code: str) -> subprocess.CompletedProcess[str]:
+    code += "\nfrom emeval.cli.app import main; sys.argv = ['emeval', 'data', 'list', '--quiet']; main()\n"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_ctrl_c_while_the_process_goes_away_changes_nothing() -> None:
+    """Unloading torch takes seconds, in which an impatient user presses it."""
+    done = process("import atexit, os, signal, sys; atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_that_a_library_turned_into_its_own_error_is_an_interruption() -> None:
+    """As an extension module does whose initialisation is interrupted."""
+    done = process(
+        "import sys, emeval.cli.data as data\n"
+        "def interrupted(*_):\n"
+        "    try:\n"
+        "        raise KeyboardInterrupt\n"
+        "    except KeyboardInterrupt as e:\n"
+        "        raise ImportError('initialization failed') from e\n"
+        "data._root = interrupted"
+    )
+    assert (done.returncode, done.stderr) == (130, INTERRUPTED)
 
 
 # --------------------------------------------------------------------------------------------------------------- disks
