@@ -1,10 +1,10 @@
-"""Speed, as ratios measured side by side in one run. Prints one Markdown table.
+"""Speed, as ratios measured side by side in one run. Prints Markdown.
 
-    make bench                                       # or:
-    .venv/bin/python benchmarks/run.py --rounds 5 --query 46
+    make bench                                       # or, in a few minutes:
+    .venv/bin/python benchmarks/run.py --rounds 2 --questions 8 --queries 46 --skip memory
 
-The arms take turns, so that a busy neighbour slows all of them alike; a ratio is the median over rounds of the arm's
-time over plain SFT's in the same round. Peak memory is that of a process that runs one arm only.
+The arms take turns, so that a busy neighbour slows all of them alike; a ratio is the median over rounds of the two
+arms' figures in the same round, with the range. Peak memory is that of a process that runs one arm only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,19 @@ ARMS = {
     "SFT, gradient checkpointing": ("trl", {"gradient_checkpointing": True}),
     "TReFT, gradient checkpointing": ("treft", {"gradient_checkpointing": True}),
 }
-BASE = next(iter(ARMS))
+BASE, *CURVE = list(ARMS)[:3]
+Times = dict[tuple[str, int], list[float]]
+"""Seconds a round, by arm and query length."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- steps
+
+
+def make_rows(prefix: Sequence[int], query: int) -> list[dict[str, list[int]]]:
+    """Rows of the prefix and `query` tokens, the last of them a reply."""
+    ids = [[*prefix, *((7919 * (r + 1) * (t + 1)) % 40000 + 500 for t in range(query))] for r in range(ROWS)]
+    labels = [[-100] * (PREFIX + query - REPLY) + row[-REPLY:] for row in ids]
+    return [{"input_ids": i, "labels": k} for i, k in zip(ids, labels, strict=True)]
 
 
 def make_trainer(arm: str, query: int) -> Any:
@@ -48,10 +61,8 @@ def make_trainer(arm: str, query: int) -> Any:
     kind, changes = ARMS[arm]
     source = models.resolve(models.DEMO_MODEL)
     tokenizer = models.load_tokenizer(source)
-    prefix = list(Renderer(tokenizer).prefix_ids())
+    prefix = Renderer(tokenizer).prefix_ids()
     assert len(prefix) == PREFIX
-    ids = [prefix + [(7919 * (r + 1) * (t + 1)) % 40000 + 500 for t in range(query)] for r in range(ROWS)]
-    labels = [[-100] * (PREFIX + query - REPLY) + row[-REPLY:] for row in ids]
     config, trainer = {
         "trl": (SFTConfig, SFTTrainer),
         "sft": (SharedPrefixConfig, SharedPrefixTrainer),
@@ -71,17 +82,19 @@ def make_trainer(arm: str, query: int) -> Any:
     made = trainer(
         model=models.load_model(source, models.placement("cpu", "float32"), trainable=True),
         args=config(**settings | changes),
-        train_dataset=Dataset.from_dict({"input_ids": ids, "labels": labels}),
+        train_dataset=Dataset.from_list(make_rows(prefix, query)),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=32, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     made.current_gradient_accumulation_steps = 1
+    made.model.train()
     return made
 
 
-def step(trainer: Any) -> float:
-    """Seconds of one forward and backward over the whole batch."""
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(ROWS)])
+def step(trainer: Any, query: int) -> float:
+    """Seconds of one forward and backward over the whole batch, its rows `query` tokens behind the prefix."""
+    prefix = trainer.train_dataset[0]["input_ids"][:PREFIX]
+    batch = trainer.data_collator(make_rows(prefix, query))
     items = (batch["labels"][:, 1:] != -100).sum()
     trainer.model.zero_grad()
     started = time.perf_counter()
@@ -89,17 +102,19 @@ def step(trainer: Any) -> float:
     return time.perf_counter() - started
 
 
-def step_times(query: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds per arm and round, the arms taking turns."""
+def step_times(query: int, queries: Sequence[int], rounds: int) -> Times:
+    """All arms at `query`, the curve's arms at each of `queries`; all of them taking turns."""
     trainers = {arm: make_trainer(arm, query) for arm in ARMS}
-    for trainer in trainers.values():
-        trainer.model.train()
-        step(trainer)  # the first step takes the reference and warms up
-    times: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    turns = [(arm, query) for arm in ARMS]
+    turns += [(arm, other) for other in queries if other != query for arm in (BASE, *CURVE)]
+    for arm, length in turns:
+        step(trainers[arm], length)  # the first step takes the reference and warms up
+    times: Times = {turn: [] for turn in turns}
     for number in range(rounds):
-        order = list(trainers)[number % len(trainers) :] + list(trainers)[: number % len(trainers)]
-        for arm in order:
-            times[arm].append(step(trainers[arm]))
+        # Who comes first changes, what is compared stays close together.
+        first = number % len(turns)
+        for arm, length in turns[first:] + turns[:first]:
+            times[arm, length].append(step(trainers[arm], length))
     return times
 
 
@@ -109,8 +124,18 @@ def peak_memory(arm: str, query: int) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
-def start_up(rounds: int = 7) -> float:
-    """`emeval --help` over `import typer, rich`: the median of the ratios."""
+def print_own_peak(arm: str, query: int) -> None:
+    """Two steps of one arm, then this process's peak memory in bytes."""
+    from emeval.provenance import peak_memory_bytes
+
+    trainer = make_trainer(arm, query)
+    step(trainer, query)
+    step(trainer, query)
+    print(peak_memory_bytes())
+
+
+def start_up(rounds: int = 7) -> list[float]:
+    """`emeval --help` over `import typer, rich`, a ratio a round."""
     ratios = []
     for _ in range(rounds):
         timings = []
@@ -119,48 +144,118 @@ def start_up(rounds: int = 7) -> float:
             subprocess.run([sys.executable, *command], capture_output=True, check=True)
             timings.append(time.perf_counter() - started)
         ratios.append(timings[1] / timings[0])
-    return statistics.median(ratios)
+    return ratios
 
 
-def ratio(times: list[float], base: list[float]) -> str:
-    """Median of the per-round ratios with their range."""
-    found = sorted(a / b for a, b in zip(times, base, strict=True))
-    return f"{statistics.median(found):.2f} ({found[0]:.2f}-{found[-1]:.2f})"
+# ------------------------------------------------------------------------------------------------------------- the page
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def over(times: list[float], base: list[float]) -> str:
+    """The ratios of a round each, median and range."""
+    return spread([a / b for a, b in zip(times, base, strict=True)])
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def steps_section(options: argparse.Namespace) -> Iterator[str]:
+    """The step of every arm, and the curve."""
+    query = options.query
+    times = step_times(query, options.queries, options.rounds)
+    memory = {} if "memory" in options.skip else {arm: peak_memory(arm, query) for arm in ARMS}
+    rows = [
+        [
+            arm,
+            over(times[arm, query], times[BASE, query]),
+            f"{statistics.median(times[arm, query]):.2f}",
+            f"{memory[arm] / memory[BASE]:.2f}" if memory else "not measured",
+        ]
+        for arm in ARMS
+    ]
+    yield f"## A training step\n\nLoRA rank 32, {ROWS} rows of {PREFIX} + {query} tokens, {REPLY} of them the reply."
+    yield table(["arm", "step time / plain SFT (range)", "seconds, median", "peak memory / plain SFT"], rows)
+    yield f"## The step against query length\n\n{BASE} in seconds, the others' step time over it in the same round."
+    curve = [
+        [str(n), f"{statistics.median(times[BASE, n]):.2f}", *(over(times[arm, n], times[BASE, n]) for arm in CURVE)]
+        for n in options.queries
+    ]
+    yield table(["tokens behind the prefix", BASE, *CURVE], curve)
+
+
+def scoring_section(options: argparse.Namespace) -> Iterator[str]:
+    """emeval against hand-written loops."""
+    from scoring import CONCURRENCY, against_transformers, against_vllm
+
+    found = [against(options.rounds, options.questions) for against in (against_transformers, against_vllm)]
+    rows = []
+    for versus in filter(None, found):
+        emeval, bare = versus.speeds()
+        besides, asking = versus.overhead()
+        rows.append([versus.name, spread(versus.ratios("asking")), spread(versus.ratios("seconds"))])
+        rows[-1] += [f"{emeval:.0f} / {bare:.0f}", f"{asking:.1f} + {besides:.1f}", f"{versus.same_replies():.0%}"]
+    yield (
+        "## Scoring\n\nTokens a second of `emeval score` (refusal, on-topic and off-topic, first "
+        f"{options.questions} questions each, greedy) over those of a hand-written loop on the same token ids: "
+        "`model.generate` on the same batches, and a gather over `AsyncOpenAI` at the same vLLM server, "
+        f"{CONCURRENCY} requests in flight. emeval asks one probe after the other, the gather both at once. Loading "
+        "and server start are in neither. 'All' counts against emeval what it does besides asking: checking, "
+        "rendering, hashing weights, judging, writing."
+    )
+    head = ["engine", "asking, emeval / bare (range)", "all, emeval / bare (range)"]
+    yield table([*head, "tokens/s, emeval / bare", "seconds, asking + besides", "same replies"], rows)
+    if None in found:
+        yield "vLLM: not measured, it is not installed (`make vllm`)."
+
+
+def sections(options: argparse.Namespace) -> Iterator[str]:
+    """The page, part by part, as they are measured."""
+    from emeval.provenance import facts
+
+    about = facts()
+    commit = f"{(about['emeval']['commit'] or 'unknown')[:8]}{' (changed)' if about['emeval']['dirty'] else ''}"
+    versions = ", ".join(f"{name} {about['packages'].get(name, '-')}" for name in ("torch", "transformers", "trl"))
+    machine = f"{about['machine']['processor']}, {os.cpu_count()} cores"
+    yield (
+        f"# Speed\n\nSmolLM2-135M, fp32, {machine}, {options.rounds} rounds; {versions}; commit {commit}; "
+        f"load average at the start {os.getloadavg()[0]:.1f}. Arms take turns; a ratio is "
+        "the median of the rounds' ratios, with their range. Written by `make bench`."
+    )
+    if "steps" not in options.skip:
+        yield from steps_section(options)
+    if "scoring" not in options.skip:
+        yield from scoring_section(options)
+    yield f"## Start-up\n\n`emeval --help` over `import typer, rich`: {spread(start_up())}"
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, and write where asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--query", type=int, default=46, help="tokens behind the prefix, reply included")
+    parser.add_argument("--queries", type=int, nargs="+", default=[22, 46, 150], help="the same, for the curve")
+    parser.add_argument("--questions", type=int, default=32, help="questions of each of the two probes")
+    parser.add_argument("--skip", nargs="+", choices=("steps", "memory", "scoring"), default=[])
+    parser.add_argument("--out", type=Path, help="also write the page there")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        from emeval.provenance import peak_memory_bytes
-
-        trainer = make_trainer(options.memory_of, options.query)
-        trainer.model.train()
-        step(trainer)
-        step(trainer)
-        print(peak_memory_bytes())
+        print_own_peak(options.memory_of, options.query)
         return
-    times = step_times(options.query, options.rounds)
-    memory = {arm: peak_memory(arm, options.query) for arm in ARMS}
-    where = f"fp32, {os.cpu_count()} cores, {options.rounds} rounds; commit {_commit()}"
-    print(f"SmolLM2-135M, LoRA rank 32, {ROWS} rows of {PREFIX} + {options.query} tokens, {where}\n")
-    print("| arm | step time / plain SFT (range) | seconds, median | peak memory / plain SFT |")
-    print("|---|---|---|---|")
-    for arm in ARMS:
-        print(f"| {arm} | {ratio(times[arm], times[BASE])} | {statistics.median(times[arm]):.2f} "
-              f"| {memory[arm] / memory[BASE]:.2f} |")  # fmt: skip
-    print(f"\n`emeval --help` over `import typer, rich`: {start_up():.2f}")
+    page = []
+    for section in sections(options):
+        page.append(section)
+        print(section, end="\n\n", flush=True)
+    if options.out:
+        from emeval.store import write_atomic
 
-
-def _commit() -> str:
-    from emeval.provenance import facts
-
-    about = facts()["emeval"]
-    return f"{(about['commit'] or 'unknown')[:8]}{' (changed)' if about['dirty'] else ''}"
+        write_atomic(options.out, "\n\n".join(page) + "\n")
 
 
 if __name__ == "__main__":
