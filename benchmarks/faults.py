@@ -5,7 +5,8 @@
 
 Some points are aimed (in the middle of a save, of a write, of the last clean-up), the others are drawn from the seed.
 A tiny random model, fp32, one thread: what counts is whether anything differs. The process is watched from
-outside, so where a kill struck is told by what it left on disk.
+outside, so where a kill struck is told by what it left on disk. The report is written after every point; stopped and
+started again at the same commit with the same points, the harness goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ import shutil
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from signal import SIGINT, SIGKILL
 from typing import Any, NamedTuple
 
 from emeval.provenance import facts
-from emeval.store import write_json
+from emeval.store import read_json, write_json
 from tests.faults import REPOSITORY, Kill, Outcome, heed_interrupts, kill_and_resume, run_once
 from tests.tiny import save_checkpoint
 
@@ -96,8 +96,7 @@ def drawn(rng: random.Random, seconds: dict[str, float]) -> Point:
     for _ in range(rng.choices([1, 2, 3], [6, 3, 1])[0]):
         number = rng.choice([SIGKILL, SIGINT])
         if rng.random() < 0.3:
-            # Before it has read its own code, Python itself answers the signal.
-            kills.append(Kill(number, wait=round(1 + rng.random() * (seconds[command] - 1), 3)))
+            kills.append(Kill(number, wait=round(rng.random() * seconds[command], 3)))
         else:
             path, most = (LOG, STEPS) if command.startswith("train") else (COMPLETIONS, ASKED)
             kills.append(Kill(number, path, lines=rng.randint(1, most), wait=round(rng.uniform(0, 0.15), 3)))
@@ -146,9 +145,10 @@ class World:
         return outcome
 
 
-def entry(point: Point, outcome: Outcome) -> dict[str, Any]:
+def entry(number: int, point: Point, outcome: Outcome) -> dict[str, Any]:
     """One point of the report."""
     return {
+        "number": number,
         "command": point.command,
         "aimed": point.aimed,
         "kills": [
@@ -171,23 +171,37 @@ def entry(point: Point, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def report(seed: int, done: list[tuple[Point, Outcome]], seconds: float) -> dict[str, Any]:
-    """What is written to results/cpu/faults.json."""
-    differences = [o.difference for _, o in done if o.difference is not None]
-    return {
-        "schema_version": 1,
-        "what": "commands killed at random and aimed points and run again, compared with undisturbed runs",
-        "seed": seed,
-        "points": len(done),
-        "kills": sum(e.hit for _, o in done for e in o.ended),
-        "all_equal": all(o.good for _, o in done),
-        "differing_points": [i for i, (_, o) in enumerate(done) if not o.good],
-        "largest_weight_difference": max(differences, default=None),
-        "seconds": round(seconds, 1),
-        "commands": COMMANDS,
-        "made_with": facts(),
-        "each": [entry(point, outcome) for point, outcome in done],
-    }
+class Report:
+    """results/cpu/faults.json, kept up to date."""
+
+    def __init__(self, path: Path, seed: int, planned: int) -> None:
+        self.path = path
+        self.same = {"schema_version": 1, "seed": seed, "planned": planned, "commands": COMMANDS}
+        self.made_with = facts()
+        before = read_json(path) if path.is_file() else {}
+        goes_on = before.get("made_with", {}).get("emeval") == self.made_with["emeval"] and all(
+            before.get(k) == v for k, v in self.same.items()
+        )
+        self.each: list[dict[str, Any]] = before["each"] if goes_on else []
+
+    def has(self, number: int) -> bool:
+        """Whether this point was met already."""
+        return any(e["number"] == number for e in self.each)
+
+    def add(self, new: dict[str, Any]) -> None:
+        """Write it all again with one more point."""
+        self.each = sorted([*self.each, new], key=lambda e: int(e["number"]))
+        write_json(self.path, self.same | self.summary() | {"made_with": self.made_with, "each": self.each})
+
+    def summary(self) -> dict[str, Any]:
+        """What came out."""
+        differences = [e["largest_weight_difference"] for e in self.each]
+        return {
+            "points": len(self.each),
+            "kills": sum(kill["hit"] for e in self.each for kill in e["kills"]),
+            "differing_points": [e["number"] for e in self.each if not all(e["equal"].values())],
+            "largest_weight_difference": max((d for d in differences if d is not None), default=None),
+        }
 
 
 def main() -> int:
@@ -195,37 +209,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--random", type=int, default=22, help="points besides the aimed ones")
-    parser.add_argument("--only", help="numbers of points, with commas; the report then holds only these")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "cpu" / "faults.json")
     parser.add_argument("--keep", type=Path, help="work here, and keep what differed")
     options = parser.parse_args()
     heed_interrupts()
-    started = time.monotonic()
+    report = Report(options.out, options.seed, len(AIMED) + options.random)
     with tempfile.TemporaryDirectory(prefix="emeval-faults-") as folder:
         world = World(options.keep or Path(folder))
         for command in COMMANDS:
             world.undisturbed(command)
-        todo = list(enumerate(points(options.seed, options.random, world.seconds)))
-        if options.only:
-            todo = [todo[int(n)] for n in options.only.split(",")]
+        todo = {n: p for n, p in enumerate(points(options.seed, options.random, world.seconds)) if not report.has(n)}
+        order = random.Random(options.seed).sample(list(todo), len(todo))  # of every sort some early
         with ThreadPoolExecutor(options.workers) as pool:
-            outcomes = list(pool.map(partial(_meet, world), todo))
-    done = [(point, outcome) for (_, point), outcome in zip(todo, outcomes, strict=True)]
-    found = report(options.seed, done, time.monotonic() - started)
-    write_json(options.out, found)
+            met = {pool.submit(world.meet, todo[n], f"point-{n:03d}"): n for n in order}
+            for done in as_completed(met):
+                number = met[done]
+                report.add(entry(number, todo[number], done.result()))
+                _say(number, todo[number], done.result())
+    found = report.summary()
     print(f"{found['points']} points, {found['kills']} kills, differing: {found['differing_points'] or 'none'}; "
           f"largest weight difference {found['largest_weight_difference']}; {options.out}")  # fmt: skip
-    return 0 if found["all_equal"] else 1
+    return 1 if found["differing_points"] else 0
 
 
-def _meet(world: World, numbered: tuple[int, Point]) -> Outcome:
-    number, point = numbered
-    outcome = world.meet(point, f"point-{number:03d}")
+def _say(number: int, point: Point, outcome: Outcome) -> None:
     wrong = ", ".join(name for name, same in outcome.equal.items() if not same)
     kills = "; ".join(f"{k.number.name} at {k}" for k in point.kills)
     print(f"{number:3d} {point.command}: {kills}: {wrong or 'all equal'}", file=sys.stderr, flush=True)
-    return outcome
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 INTERRUPTED = "emeval: interrupted; what was stored is kept. Run the same command again to go on.\n"
-_LIMIT = 300.0
-"""Seconds any one process may take."""
+_LIMIT = 1800.0
+"""Seconds any one process may take: many, since a busy machine is no failure."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One signal, and what it waits for: first a file of the run (if one is named), then `wait` seconds."""
+    """One signal, and what it waits for: a file of the run, or that the command's own code runs; then `wait` seconds."""
 
     number: signal.Signals
     path: str | None = None
@@ -40,16 +40,19 @@ class Kill:
     """Cut the file's last line in the middle afterwards."""
 
     def __str__(self) -> str:
-        parts = [f"{self.path} is there" if self.path else "the start"]
+        parts = [f"{self.path} is there" if self.path else "its start"]
         parts += [f"with {self.lines} lines"] if self.lines else []
         parts += [f"with {self.holds}"] if self.holds else []
         parts += [f"+ {self.wait:.3f} s"] if self.wait or not self.path else []
         return " ".join([*parts, "(last line torn)"] if self.tear else parts)
 
-    def due(self, run: Path) -> bool:
+    def due(self, run: Path, pid: int) -> bool:
         """Whether what it waits for has happened."""
         if self.path is None:
-            return True
+            # Before that Python itself answers a signal. Linux tells which libraries a process has loaded.
+            with contextlib.suppress(OSError):
+                return "pydantic_core" in Path(f"/proc/{pid}/maps").read_text()
+            return False
         found = next(run.glob(self.path), None)
         if found is None or not (self.lines or self.holds):
             return found is not None
@@ -69,6 +72,8 @@ class Ended:
     err: str
     hit: bool
     """The signal reached a living process."""
+    told: bool
+    """Its result was out already."""
     lingered: float
     """Seconds from the signal to the end."""
     left: list[str]
@@ -83,8 +88,7 @@ class Ended:
             return self.code == 0 and self.err == ""
         if self.kill.number == signal.SIGKILL:
             return self.code == -signal.SIGKILL and self.err == ""
-        # A signal that comes when all is done may find nobody who listens.
-        over = self.code == 0 and self.err == "" and self.lingered < 5
+        over = self.told and self.code == 0 and self.err == ""
         return over or (self.code == 130 and self.err == INTERRUPTED)
 
 
@@ -119,7 +123,7 @@ def run_once(arguments: Iterable[object], run: Path, kill: Kill | None = None) -
     command = [sys.executable, "-m", "emeval", *map(str, arguments), "--out", str(run), "--quiet"]
     run.parent.mkdir(parents=True, exist_ok=True)
     out, err = (run.parent / f"{run.name}.{name}" for name in ("stdout", "stderr"))
-    hit, lingered = False, 0.0
+    hit, told, lingered = False, False, 0.0
     with out.open("wb") as to_out, err.open("wb") as to_err:
         process = subprocess.Popen(
             command, cwd=run.parent, env=environment(), stdout=to_out, stderr=to_err, start_new_session=True
@@ -129,6 +133,7 @@ def run_once(arguments: Iterable[object], run: Path, kill: Kill | None = None) -
                 sent = time.monotonic()
                 hit = process.poll() is None
                 process.send_signal(kill.number)
+                told = out.stat().st_size > 0
                 process.wait(_LIMIT)
                 lingered = time.monotonic() - sent
             code = process.wait(_LIMIT)
@@ -140,12 +145,12 @@ def run_once(arguments: Iterable[object], run: Path, kill: Kill | None = None) -
     left = describe(run)
     if kill is not None and kill.tear and hit:
         _tear(next(run.glob(kill.path or "")))
-    return Ended(kill, code, out.read_text(), err.read_text(), hit, lingered, left, alone)
+    return Ended(kill, code, out.read_text(), err.read_text(), hit, told, lingered, left, alone)
 
 
 def _await(process: subprocess.Popen[bytes], run: Path, kill: Kill) -> bool:
     """True once the kill is due, False if the process ended before."""
-    while not kill.due(run):
+    while not kill.due(run, process.pid):
         if process.poll() is not None:
             return False
         time.sleep(0.001)  # a small adapter is saved in milliseconds
