@@ -26,7 +26,7 @@ _LIMIT = 1800.0
 
 @dataclass(frozen=True)
 class Kill:
-    """One signal, and what it waits for: a file of the run, or that the command's own code runs; then `wait` seconds."""
+    """One signal, and what it waits for: a file of the run, or the command's own code to run; then `wait` seconds."""
 
     number: signal.Signals
     path: str | None = None
