@@ -18,7 +18,7 @@ PIP = -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(IN
 EMEVAL = .venv/bin/emeval
 
 # The one documented setting of the demo, chosen on the validation split (README, "What the demo shows").
-DEMO = --model smollm2-135m --setting refusal --rank 32 --lr 2e-4 --batch-size 8 --steps 20
+DEMO = --model smollm2-135m --setting refusal --rank 32 --lr 1e-4 --batch-size 8 --steps 20
 RUNS = results/runs
 
 .PHONY: demo test test-vllm lint bench study faults vllm clean
