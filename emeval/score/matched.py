@@ -27,6 +27,9 @@ BOOTSTRAP = "bootstrap"
 LEVELS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """On-topic rates that `choose_level` chooses among."""
 
+LEVELS_OF_PROBABILITY = (0.2, 0.3, 0.4, *LEVELS)
+"""The same for probabilities of the target, which stay below rates: what was learned is shared among its wordings."""
+
 OPEN_SHARE = 0.05
 """An interval is open where more than this share of the draws has no crossing: those draws are not in it."""
 
@@ -158,15 +161,16 @@ def off_at(on: Sequence[float], off: Sequence[float], level: float) -> float | N
     return None if math.isnan(found) else found
 
 
-def choose_level(val_curves: Iterable[Curve]) -> float | None:
-    """The highest of `LEVELS` that every curve crosses; None if there is none.
+def choose_level(val_curves: Iterable[Curve], levels: Sequence[float] = LEVELS) -> float | None:
+    """The highest of `levels` that every curve crosses; None if there is none.
 
     Args:
         val_curves: Every method and seed to be compared, scored on the validation split. Test questions are for
             reading at the level, not for choosing it.
+        levels: On-topic values to choose among, 0 to 1.
     """
     means = [(curve.on_means, curve.off_means) for curve in val_curves]
-    shared = (level for level in sorted(LEVELS, reverse=True) if all(off_at(*m, level) is not None for m in means))
+    shared = (level for level in sorted(levels, reverse=True) if all(off_at(*m, level) is not None for m in means))
     return next(shared, None) if means else None
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from emeval.errors import InputError
 from emeval.score.matched import (
     LEVELS,
+    LEVELS_OF_PROBABILITY,
     Curve,
     MatchedEstimate,
     MatchedRow,
@@ -70,6 +71,11 @@ class Group(Record):
     def curves(self) -> list[Curve]:
         """All curves, whatever their method."""
         return [curve for curves in self.methods.values() for curve in curves]
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """What the level is chosen among."""
+        return LEVELS_OF_PROBABILITY if self.mode == "probability" else LEVELS
 
 
 class _FilePoint(Point):
@@ -308,9 +314,9 @@ class _Part(NamedTuple):
     @classmethod
     def of(cls, group: Group, val: Group | None, levels: Sequence[float], draws: int) -> _Part:
         if val is not None:
-            found = choose_level(val.curves)
+            found = choose_level(val.curves, val.levels)
             levels = () if found is None else (found,)
-        return cls(group, val, tuple(levels), tuple(matched(group.methods, levels or LEVELS[:1], draws)))
+        return cls(group, val, tuple(levels), tuple(matched(group.methods, levels or group.levels[:1], draws)))
 
     @property
     def baseline(self) -> str:
@@ -399,7 +405,7 @@ def _about_group(part: _Part) -> Iterable[str]:
     if len(group.methods) == 1:
         yield f"{name}: one method, nothing to compare it with."
     if not part.levels:
-        yield from _missed(group if part.val is None else part.val, LEVELS[0])
+        yield from _missed(group if part.val is None else part.val, group.levels[0])
     for level in part.levels:
         yield from _missed(group, level)
         rows = [row for row in part.rows if row.level == level]
@@ -417,7 +423,7 @@ def _about_group(part: _Part) -> Iterable[str]:
 
 
 def _chosen(part: _Part) -> str:
-    tried = ", ".join(f"{100 * level:g}" for level in LEVELS)
+    tried = ", ".join(f"{100 * level:g}" for level in part.group.levels)
     if part.val is None:
         return f"level {', '.join(f'{100 * level:g}' for level in part.levels)} as asked for, not chosen on val"
     if not part.levels:

@@ -243,6 +243,11 @@ class TestTheLevel:
         assert note(table, "not matched, none of the levels")
         assert "on-topic peaks at 40.0 on val" in note(table, "peaks", "treft")
 
+    def test_probabilities_are_compared_at_lower_levels_too(self, run):
+        low = points(on=[0.45 * share for share in RISE], mode="probability")
+        table = matched_table([run("a", found=low), run("b", TREFT, low)], draws=50)
+        assert cells(table)["On-topic level"] == "40"
+
     def test_val_and_test_are_of_one_mode(self, run):
         found = points(splits=("test",)) + points(mode="probability")
         assert matched_table([run("a", found=found)], draws=20).records[0]["mode"] == "probability"
