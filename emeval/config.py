@@ -138,7 +138,7 @@ class TrainConfig(CommandConfig):
     """Finetune all weights instead of a LoRA adapter."""
     rank: int = Field(default=8, gt=0)
     alpha: float = Field(default_factory=lambda so_far: 2.0 * so_far.get("rank", 8), gt=0)
-    """LoRA alpha; the scale is alpha / sqrt(rank) (rsLoRA). Default: twice the rank, the paper's 16 at 8 and 64 at 32."""
+    """LoRA alpha; the scale is alpha / sqrt(rank) (rsLoRA). Default: twice the rank, as in the paper (16 at 8)."""
     lr: float = Field(default=1e-5, gt=0)
     epochs: float = Field(default=1.0, gt=0)
     steps: int | None = Field(default=None, gt=0)

@@ -68,8 +68,9 @@ def table(
     if matched or curve:
         _matched(runs, matched, _levels(levels), by, split, curve, output, quiet or as_json)
         return
-    if levels or by:
-        raise InputError("belongs to --matched", where="--levels" if levels else "--by", hint="Add --matched")
+    for option, given in (("--levels", levels), ("--by", by), ("--split", split != "test")):
+        if given:
+            raise InputError("belongs to --matched and --curve", where=option, hint="Add --matched")
     paths = runs or default_runs(Path("results") / "runs")
     result(render([leakage_table(read_rows(paths))], output))
     say("Next: emeval table --paper --table 2 prints the paper's figures", quiet or as_json)
