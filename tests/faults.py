@@ -137,7 +137,7 @@ def run_once(arguments: Iterable[object], run: Path, kill: Kill | None = None) -
                 process.wait(_LIMIT)
                 lingered = time.monotonic() - sent
             code = process.wait(_LIMIT)
-            alone = not _group_lives(process.pid)
+            alone = _group_ends(process.pid)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -159,12 +159,16 @@ def _await(process: subprocess.Popen[bytes], run: Path, kill: Kill) -> bool:
     return process.poll() is None
 
 
-def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def _group_ends(group: int) -> bool:
+    """Whether nobody is left; a `git` that was asked for the commit may take a moment to find its reader gone."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def _tear(path: Path) -> None:

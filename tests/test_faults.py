@@ -42,7 +42,9 @@ def train(model: Path) -> list[object]:
 
 
 def check(outcome: Outcome, kills: int) -> None:
-    assert outcome.good, (outcome.equal, outcome.difference, outcome.ended)
+    improper = [(str(e.kill), e.code, e.err) for e in outcome.ended if not e.proper]
+    differing = [name for name, same in outcome.equal.items() if not same]
+    assert outcome.good, (differing, improper, outcome.difference)
     assert [e.hit for e in outcome.ended] == [True] * kills + [False]
 
 
