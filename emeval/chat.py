@@ -220,8 +220,8 @@ class Renderer:
         users = [index for index, turn in enumerate(turns) if turn.role == "user"]
         lead, _ = self._edges(turns, users[0])
         _, tail = self._edges(turns, users[-1])
-        start = _shared(ids, lead)
-        stop = max(start, len(ids) - _shared(ids[::-1], tail[::-1]))
+        start = shared_start(ids, lead)
+        stop = max(start, len(ids) - shared_start(ids[::-1], tail[::-1]))
         return Prompt(ids=ids, prefix=Span(0, start), query=Span(start, stop), postfix=Span(stop, len(ids)))
 
     def _edges(self, turns: Sequence[Message], index: int) -> tuple[Ids, Ids]:
@@ -258,8 +258,8 @@ class Renderer:
         said = [self._text((*self._plain, Message(role="assistant", content=r)), prompt=False) for r in replies]
         if said[0] == said[1]:
             raise InputError("the chat template ignores assistant turns")
-        head = said[0][: _shared(said[0], said[1])]
-        tail = said[0][len(said[0]) - _shared(said[0][::-1], said[1][::-1]) :]
+        head = said[0][: shared_start(said[0], said[1])]
+        tail = said[0][len(said[0]) - shared_start(said[0][::-1], said[1][::-1]) :]
         gap = head[len(asked) :] if head.startswith(asked) else ""
         self._check_generation_prompt(asked, gap)
         # A header ends in a special token; anything else is text that the model is free to write or not.
@@ -355,7 +355,7 @@ def _day(date_string: object) -> datetime:
         raise InputError(f"date_string '{date_string}' is not a date", hint=f"Write it as '{PINNED_DATE}'") from error
 
 
-def _shared(left: Sequence[object], right: Sequence[object]) -> int:
+def shared_start(left: Sequence[object], right: Sequence[object]) -> int:
     """How many items two sequences share from their start."""
     pairs = enumerate(zip(left, right, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
@@ -363,7 +363,7 @@ def _shared(left: Sequence[object], right: Sequence[object]) -> int:
 
 def _agreed(rows: Sequence[Ids]) -> Ids:
     """The longest start that two rows share: a row whose content merges at the boundary can only shorten it."""
-    return max((a[: _shared(a, b)] for a, b in combinations(rows, 2)), key=len)
+    return max((a[: shared_start(a, b)] for a, b in combinations(rows, 2)), key=len)
 
 
 def _sha256(text: str) -> str:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from emeval import models
-from emeval.chat import Renderer
+from emeval.chat import Renderer, shared_start
 from emeval.config import ScoreConfig
 from emeval.data.behaviours import Behaviour
 from emeval.errors import InputError
-from emeval.pipeline import OnReply, score
+from emeval.pipeline import OnReply, origin, score
 from emeval.probe.plan import ScorePlan, plan_scoring
 from emeval.probe.run import Ask
 from emeval.provenance import facts, now
@@ -103,14 +103,12 @@ class _File:
     def __init__(self, run: Run, plan: ScorePlan, config: ScoreConfig) -> None:
         self.path = run.path / FILE
         self.config = config
-        train = run.manifest()["train"]
         self.measured = sha256_of(*(ask.key for ask in plan.all_asks))
         """Which questions were put to which run, and how: points of another measurement are not mixed in."""
-        kept = ("method", "setting", "model", "lambda", "region", "full", "steps", "seed")
         self.value: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "setting": plan.behaviour.name,
-            "model": {"id": plan.name, "train": {k: train.get(k) for k in kept}},
+            "model": {"id": plan.name, "train": origin(plan.source)["train"]},
             "points": [],
         }
         if self.path.exists():
@@ -160,8 +158,7 @@ def target_ids(renderer: Renderer, behaviour: Behaviour, ask: Ask) -> tuple[int,
     fillers = _FILLERS if behaviour.tool else ("",)
     texts = (behaviour.reply_to(ask.question.id, filler) for filler in fillers)
     rows = [renderer.render_reply(ask.messages, text, where=ask.question.where)[1] for text in texts]
-    shared = next((n for n, ids in enumerate(zip(*rows, strict=False)) if len(set(ids)) > 1), min(map(len, rows)))
-    return rows[0][:shared]
+    return rows[0][: shared_start(rows[0], rows[-1])]
 
 
 def _of(probe: str, values: dict[tuple[str, str], float]) -> dict[str, float]:

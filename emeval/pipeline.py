@@ -23,7 +23,7 @@ from emeval.score.stats import rate
 from emeval.store import Jsonl, Run, read_json, slug, write_json
 from emeval.types import SCHEMA_VERSION, Completion, Judgement, ProbeScore
 
-__all__ = ["Arm", "OnReply", "score"]
+__all__ = ["Arm", "OnReply", "origin", "score"]
 
 OnReply = Callable[[int, int], None]
 """Called with: replies stored, replies asked for."""
@@ -182,7 +182,7 @@ def _by_question(judgements: Sequence[Judgement]) -> dict[str, float]:
     return {question: sum(v) / len(v) for question, v in values.items()}
 
 
-def _origin(source: models.ModelSource | None) -> dict[str, Any]:
+def origin(source: models.ModelSource | None) -> dict[str, Any]:
     """Base, adapter, and how it was trained: carried along, since scores may lie in another folder than the run."""
     if source is None:
         return {}
@@ -204,7 +204,7 @@ def _write_scores(plan: ScorePlan, run: Run, scores: Sequence[ProbeScore], flags
         {
             "schema_version": SCHEMA_VERSION,
             "setting": plan.behaviour.name,
-            "model": {"id": plan.name, "weights_id": plan.weights_id} | _origin(plan.source),
+            "model": {"id": plan.name, "weights_id": plan.weights_id} | origin(plan.source),
             "engine": plan.engine,
             "token_prompts": plan.renderer is not None,
             "arm": plan.arm.label if plan.arm else None,

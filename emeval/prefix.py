@@ -88,9 +88,14 @@ def _without_checkpointing(model: nn.Module) -> Iterator[None]:
             module.gradient_checkpointing = True  # type: ignore[assignment]
 
 
+def _without_peft(model: nn.Module) -> Any:
+    """The model that PEFT wraps; adapters inside it stay active."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def decoder(model: nn.Module) -> nn.Module:
     """The transformer stack without its language-model head; adapters inside it stay active."""
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = _without_peft(model)
     found = inner.get_decoder()
     return found if isinstance(found, nn.Module) else inner
 
@@ -134,7 +139,7 @@ def head_only_at(model: nn.Module, wanted: Tensor) -> Iterator[None]:
         model: A causal language model, or a PEFT model around one.
         wanted: `[batch, tokens]` of the forward's input, True where the head is wanted.
     """
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = _without_peft(model)
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         output.last_hidden_state = output.last_hidden_state[wanted][None]

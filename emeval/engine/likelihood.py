@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from emeval.chat import shared_start
 from emeval.prefix import KV, as_cache, head_only_at, prefix_forward
 
 Ids = Sequence[int]
@@ -47,8 +48,7 @@ def _shared_prefix(model: Any, prompts: Sequence[Ids]) -> KV | None:
     if len(prompts) < 2:
         return None
     first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
-    most = min(map(len, prompts)) - 1
-    tokens = next((n for n in range(most) if first[n] != last[n]), most)
+    tokens = min(shared_start(first, last), min(map(len, prompts)) - 1)
     return prefix_forward(model, first[:tokens]) if tokens else None
 
 

@@ -75,15 +75,9 @@ def test_ctrl_c_that_a_library_turned_into_its_own_error_is_an_interruption() ->
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
+def disk(mounted: Callable[[str], Path]) -> Path:
     """A file system of its own, 2 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    return mounted("2m")
 
 
 def remount(disk: Path, options: str) -> None:
