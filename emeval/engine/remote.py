@@ -1,4 +1,4 @@
-"""A connection to an OpenAI-compatible server: key, retries, what its errors mean, a fixed number of requests in flight.
+"""A connection to an OpenAI-compatible server: its key, retries, what its errors mean, how many requests at once.
 
 Engines and judges are both clients of such servers; this is what they share. Retries are the OpenAI client's own (it
 honours Retry-After). Every job that gets no answer is accounted for.

@@ -1,0 +1,118 @@
+"""Judge prompts: `prompts/judges/<name>.md`, front matter and a Jinja body, or a published template, verbatim.
+
+What is judged is data. A reply is put in between two marks made from its own hash, so that no reply can hold its own
+end mark, and it is never read as template: Jinja renders it, sandboxed, as a value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from emeval.data.files import read_text, validated
+from emeval.data.root import DataRoot
+from emeval.errors import InputError
+from emeval.store import sha256_of
+from emeval.types import Outcome, Record
+
+Scale = Literal["0-100", "rating", "flag"]
+_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+_PLACE = re.compile(r"\{(question|answer)\}")
+
+
+class Turn(Record):
+    """One exchange that a judge is shown; `reference` is a known right answer."""
+
+    question: str
+    answer: str
+    reference: str | None = None
+
+
+class JudgePrompt(Record):
+    """One judge's instructions.
+
+    `published` bodies are other people's, with `{question}` and `{answer}` in them and nothing else of meaning.
+    """
+
+    name: str
+    scale: Scale
+    body: str
+    system: str | None = None
+    outcomes: dict[str, Outcome] = Field(default_factory=dict)
+    """What the judge may say instead of a number, by the word it says."""
+    max_tokens: int = Field(default=16, gt=0)
+    published: bool = False
+
+    @model_validator(mode="after")
+    def _can_be_rendered(self) -> JudgePrompt:
+        if self.published:
+            if "{answer}" not in self.body:
+                raise ValueError("the template has no place for the {answer}")
+        else:
+            _compiled(self.body)
+        return self
+
+    @cached_property
+    def hash(self) -> str:
+        """Eight hex digits that change with anything the judge is told."""
+        return sha256_of(self.model_dump_json(exclude={"name"}))[:8]
+
+    @property
+    def id(self) -> str:
+        """Name and hash."""
+        return f"{self.name}@{self.hash}"
+
+    def render(self, turns: Sequence[Turn]) -> list[dict[str, str]]:
+        """The messages for one judgement. The last turn is the one to judge; those before it are context."""
+        last = turns[-1]
+        if self.published:
+            values = {"question": last.question, "answer": last.answer}
+            text = _PLACE.sub(lambda found: values[found.group(1)], self.body)
+        else:
+            text = _compiled(self.body).render(question=last.question, answer=last.answer, turns=list(turns))
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": text}]
+
+
+def load_judge_prompt(root: DataRoot, name: str) -> JudgePrompt:
+    """The judge prompt `name`; InputError with a suggestion when there is none."""
+    return load_judge_prompt_file(root.find("prompts/judges", name, ".md", "judge prompt"))
+
+
+def load_judge_prompt_file(path: Path) -> JudgePrompt:
+    """A judge prompt file; its name is the file's. InputError with file and field for a bad one."""
+    text = read_text(path)
+    front = _FRONT.match(text)
+    if not front:
+        raise InputError("no front matter", where=f"{path}:1", hint="Begin with --- and `scale: 0-100`, end it with ---")
+    try:
+        fields = yaml.safe_load(front.group(1))
+    except yaml.YAMLError as e:
+        raise InputError("broken YAML in the front matter", where=str(path), hint="Check indentation and quotes") from e
+    return validated(JudgePrompt, fields, str(path), name=path.stem, body=text[front.end() :].strip())
+
+
+def quoted(text: str, name: str) -> str:
+    """`text` between marks that it cannot hold itself, since they are made from its hash."""
+    mark = sha256_of(name, text)[:12]
+    return f"[{name} {mark}]\n{text}\n[END OF {name} {mark}]"
+
+
+def _compiled(body: str) -> Any:
+    from jinja2 import StrictUndefined, TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, trim_blocks=True)
+    environment.filters["quoted"] = quoted
+    try:
+        template = environment.from_string(body)
+        template.render(question="q", answer="a", turns=[Turn(question="q", answer="a", reference="r")] * 2)
+    except TemplateError as e:
+        raise ValueError(f"not a template that can be filled in ({e})") from e
+    return template
