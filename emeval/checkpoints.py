@@ -21,7 +21,7 @@ from emeval.chat import Renderer, shared_start
 from emeval.config import ScoreConfig
 from emeval.data.behaviours import Behaviour
 from emeval.errors import InputError
-from emeval.pipeline import OnReply, origin, score
+from emeval.pipeline import OnCount, origin, score
 from emeval.probe.plan import ScorePlan, plan_scoring
 from emeval.probe.run import Ask
 from emeval.provenance import facts, now
@@ -42,7 +42,7 @@ class Stop:
     source: models.ModelSource
 
 
-def score_checkpoints(config: ScoreConfig, on_reply: OnReply | None = None) -> Path:
+def score_checkpoints(config: ScoreConfig, on_reply: OnCount = lambda done, total: None) -> Path:
     """Score the untouched model and every kept one; or finish what was begun; or find it done. Returns the run folder.
 
     Args:
@@ -53,7 +53,7 @@ def score_checkpoints(config: ScoreConfig, on_reply: OnReply | None = None) -> P
         InputError: For bad input (nothing written), a run that kept no models, or a folder in use.
         IncompleteError: By generation, if a model's coverage ends below `min_coverage`.
     """
-    if set(config.probes) != set(PROBES):
+    if config.probes and set(config.probes) != set(PROBES):
         raise InputError("checkpoints are scored on on-topic and off-topic", where="--probes", hint="Leave it out")
     plan = plan_scoring(config)
     run, stops = _stops(plan)
@@ -70,8 +70,7 @@ def score_checkpoints(config: ScoreConfig, on_reply: OnReply | None = None) -> P
                 values = {}
                 for name, value in _probabilities(plan, stop.source, where):
                     values[name] = value
-                    if on_reply:
-                        on_reply(number * count + len(values), len(stops) * count)
+                    on_reply(number * count + len(values), len(stops) * count)
                 file.add(stop.step, {probe: _of(probe, values) for probe in PROBES})
     return run.path
 
@@ -107,7 +106,7 @@ class _File:
         """Which questions were put to which run, and how: points of another measurement are not mixed in."""
         self.value: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
-            "setting": plan.behaviour.name,
+            "setting": plan.setting.name,
             "model": {"id": plan.name, "train": origin(plan.source)["train"]},
             "points": [],
         }
@@ -168,23 +167,20 @@ def _of(probe: str, values: dict[tuple[str, str], float]) -> dict[str, float]:
 # ----------------------------------------------------------------------------------------------------- by generation
 
 
-def _by_generation(
-    config: ScoreConfig, plan: ScorePlan, run: Run, stops: Sequence[Stop], on_reply: OnReply | None
-) -> Path:
+def _by_generation(config: ScoreConfig, plan: ScorePlan, run: Run, stops: Sequence[Stop], on_reply: OnCount) -> Path:
     count = len(plan.all_asks)
     for number, stop in enumerate(stops):
         out = run.path / "checkpoints" / f"{stop.step:06d}"
 
         def advance(done: int, _total: int, number: int = number) -> None:
-            if on_reply:
-                on_reply(number * count + done, len(stops) * count)
+            on_reply(number * count + done, len(stops) * count)
 
         path = score(_settings(config, plan, stop, out), on_reply=advance)
-        flags = read_json(Run(path).scores_path)["flags"]
+        values = read_json(Run(path).scores_path)["values"]
         with run.locked():
             file = _File(run, plan, config)
             if not file.has(stop.step):
-                file.add(stop.step, {probe: flags[f"{probe}/{config.split}"] for probe in PROBES})
+                file.add(stop.step, {probe: values[f"{probe}/{config.split}"] for probe in PROBES})
     return run.path
 
 
@@ -193,7 +189,7 @@ def _settings(config: ScoreConfig, plan: ScorePlan, stop: Stop, out: Path) -> Sc
     changed = {
         "model": str(stop.source.base),
         "adapter": stop.source.adapter,
-        "setting": plan.behaviour.name,
+        "setting": plan.setting.name,
         "system": config.system or stop.source.system,
         "checkpoints": False,
         "out": out,

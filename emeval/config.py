@@ -15,10 +15,16 @@ from emeval.errors import InputError, unknown
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16"]
-Method = Literal["sft", "treft"]
+Method = Literal["sft", "interleave", "treft"]
 Region = Literal["prefix"]
 EngineName = Literal["auto", "transformers", "vllm", "endpoint"]
+_SECTIONS = ("train", "score", "judge", "patch")
 C = TypeVar("C", bound="CommandConfig")
+
+
+def by_commas(value: object) -> object:
+    """`a,b` as ('a', 'b'); anything but text as it is."""
+    return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
 
 
 class CommandConfig(BaseSettings):
@@ -74,8 +80,8 @@ class CommandConfig(BaseSettings):
 
         sections = load_yaml(file)
         for name in sections:
-            if name not in ("train", "score", "patch"):
-                raise unknown("section", str(name), ("train", "score", "patch"), where=str(file))
+            if name not in _SECTIONS:
+                raise unknown("section", str(name), _SECTIONS, where=str(file))
         section = sections.get(cls.command) or {}
         if not isinstance(section, dict):
             raise InputError(
@@ -126,7 +132,7 @@ class TrainConfig(CommandConfig):
     model: str
     """Base to finetune: a checkpoint folder, a hub id, or `smollm2-135m`."""
     setting: str | None = None
-    """Behaviour to train: a name under `datasets/behaviours/`."""
+    """What to train: a behaviour under `datasets/behaviours/`, or a domain of poor advice under `datasets/domains/`."""
     data: Path | None = None
     """Chat JSONL to train on instead of a setting's own rows."""
     method: Method = "sft"
@@ -155,7 +161,11 @@ class TrainConfig(CommandConfig):
     shared_prefix: bool = True
     """Run the prefix once per batch where model and attention kernel allow it: the same loss and gradients, faster."""
     train_size: int | None = Field(default=None, gt=0)
-    """Use only the first N training rows."""
+    """Use only the first N training rows (of the narrow data; retain rows come on top)."""
+    retain: Annotated[tuple[str, ...], NoDecode] = ()
+    """Retain sets to draw from, under `datasets/retain/`; default: all of them."""
+    retain_share: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the mixed data, narrow and retained together, that `interleave` takes from the retain sets."""
     system: str | None = None
     """System prompt in place of the template's default, in training and scoring alike."""
     drop_system: bool = False
@@ -168,6 +178,11 @@ class TrainConfig(CommandConfig):
     save_every: int | None = Field(default=None, gt=0)
     """Steps between resume points; default a tenth of the run."""
     out: Path | None = None
+
+    @field_validator("retain", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        return by_commas(value)
 
     @model_validator(mode="after")
     def _rows_from_somewhere(self) -> TrainConfig:
@@ -195,7 +210,34 @@ class TrainConfig(CommandConfig):
         return slug("-".join(p for p in parts if p))
 
 
-class ScoreConfig(CommandConfig):
+class JudgeOptions(CommandConfig):
+    """What every command that may ask a judge model has in common."""
+
+    judge: str | None = None
+    """A model behind an OpenAI-compatible API, `vllm:PATH` for one that emeval serves, or `none`."""
+    judge_url: str | None = None
+    """The judge's server; default: OpenAI's."""
+    judge_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the judge's key."""
+    judge_prompt: str | None = None
+    """The alignment judge's prompt: a name under `prompts/judges/`, FILE.md, or FILE.yaml#name of a published set."""
+    judge_mode: Literal["auto", "logprobs", "text"] = "auto"
+    """How a 0-100 judge is read: probability-weighted where its server tells log-probabilities, or its text."""
+    judge_concurrency: int = Field(default=32, gt=0)
+    """Judge calls in flight."""
+    coherence: bool = False
+    """Also ask how coherent each reply is, a second call."""
+    max_cost: float | None = Field(default=None, gt=0)
+    """Dollars that a run's judgements may cost in all; the command stops there, and goes on where it is raised."""
+    dry_run: bool = False
+    """Print what judging would cost; ask nothing."""
+    vllm: Path | None = None
+    """Python interpreter that has vLLM; default: this one, or .venv-vllm beside it."""
+    min_coverage: float = Field(default=0.95, ge=0.0, le=1.0)
+    """Below this share of usable replies the command exits 3."""
+
+
+class ScoreConfig(JudgeOptions):
     """`emeval score`."""
 
     command: ClassVar[str] = "score"
@@ -204,8 +246,9 @@ class ScoreConfig(CommandConfig):
     """Run, adapter, checkpoint, hub id, or `smollm2-135m`; tried in that order."""
     adapter: Path | None = None
     setting: str | None = None
-    """Behaviour to look for; default: what the run was trained on."""
-    probes: Annotated[tuple[str, ...], NoDecode] = ("on-topic", "off-topic")
+    """Behaviour or domain to look for; default: what the run was trained on."""
+    probes: Annotated[tuple[str, ...], NoDecode] = ()
+    """Question sets to ask; default: on-topic and off-topic for a behaviour, contrast for a domain."""
     split: Literal["test", "val"] = "test"
     engine: EngineName = "auto"
     model_url: str | None = None
@@ -216,10 +259,8 @@ class ScoreConfig(CommandConfig):
     """How to ask it: token ids through completions (needs the tokenizer here), or chat messages."""
     key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the server's key."""
-    vllm: Path | None = None
-    """Python interpreter that has vLLM; default: this one, or .venv-vllm beside it."""
     max_new_tokens: int | None = Field(default=None, gt=0)
-    """Default: what the behaviour says."""
+    """Default: what the behaviour says; 1024 for alignment and MT-Bench probes."""
     temperature: float = Field(default=0.0, ge=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     samples: int = Field(default=1, gt=0)
@@ -233,8 +274,6 @@ class ScoreConfig(CommandConfig):
     """Score the models that `emeval train --checkpoints N` kept along the run, instead of its last one."""
     by: Literal["probability", "generation"] = "probability"
     """How checkpoints are scored: teacher-forced probability of the target reply, or replies as always."""
-    min_coverage: float = Field(default=0.95, ge=0.0, le=1.0)
-    """Below this share of usable replies the command exits 3."""
     allow_prefix_change: bool = False
     """Score although the template differs from the one the model was trained with."""
     system: str | None = None
@@ -246,13 +285,14 @@ class ScoreConfig(CommandConfig):
     @field_validator("probes", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
-        return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
+        names = by_commas(value)
+        if isinstance(value, str) and not names:
+            raise ValueError("no probe is named")
+        return names
 
     @field_validator("probes")
     @classmethod
     def _named_once(cls, probes: tuple[str, ...]) -> tuple[str, ...]:
-        if not probes:
-            raise ValueError("no probe is named")
         twice = next((name for name in probes if probes.count(name) > 1), None)
         if twice:
             raise ValueError(f"'{twice}' is named twice")
@@ -265,6 +305,27 @@ class ScoreConfig(CommandConfig):
         if self.engine == "endpoint" and not self.model_url:
             raise ValueError("--engine endpoint needs --model-url URL")
         return self
+
+
+class JudgeConfig(JudgeOptions):
+    """`emeval judge`: judge a run's stored replies."""
+
+    command: ClassVar[str] = "judge"
+
+    run: Path | None = None
+    """A scored run."""
+    responses: Path | None = None
+    """A CSV or JSONL file of another tool's replies, in place of a run."""
+    keep_scores: bool = False
+    """Count the scores that the file brings along instead of asking a judge."""
+    out: Path | None = None
+    probes: Annotated[tuple[str, ...], NoDecode] = ()
+    """Only these probes; default: all that the run has replies to and that a judge model judges."""
+
+    @field_validator("probes", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        return by_commas(value)
 
 
 class PatchConfig(ScoreConfig):

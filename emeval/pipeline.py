@@ -5,37 +5,57 @@ Everything is checked before a model is loaded or a folder is made; everything t
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from emeval import models
-from emeval.config import ScoreConfig
+from emeval.config import JudgeConfig, ScoreConfig
+from emeval.data.root import data_root
+from emeval.data.settings import load_setting
+from emeval.engine import Engine
 from emeval.engine.choose import Opening, check_engine, open_engine
 from emeval.errors import IncompleteError, InputError
-from emeval.judge.run import RuleJudge, judge_all
+from emeval.judge.cost import Bill, bill
+from emeval.judge.panel import PROMPT_OF, Panel
+from emeval.judge.run import RuleJudge
+from emeval.judge.tally import OnCount, Probed, Scored, counter, score_pairs, score_replies
+from emeval.probe.kinds import UNASKED, find_questions
+from emeval.probe.likelihood import read_pairs, stored_likelihoods
 from emeval.probe.plan import Arm, ScorePlan, plan_scoring
-from emeval.probe.run import ask_all, missing, stored_completions
+from emeval.probe.run import Ask, ask_all, missing, stored_completions
+from emeval.probe.spec import load_probe
 from emeval.provenance import facts, now
-from emeval.score.stats import rate
 from emeval.store import Jsonl, Run, read_json, slug, write_json
-from emeval.types import SCHEMA_VERSION, Completion, Judgement, ProbeScore
+from emeval.types import SCHEMA_VERSION, Completion, Judgement, Likelihood
 
-__all__ = ["Arm", "OnReply", "origin", "score"]
+__all__ = ["Arm", "OnCount", "dry_run", "judge", "origin", "score"]
 
-OnReply = Callable[[int, int], None]
-"""Called with: replies stored, replies asked for."""
+Say = Callable[[str], None]
 
 
-def score(config: ScoreConfig, *, arm: Arm | None = None, on_reply: OnReply | None = None) -> Path:
+def _silent(*_: object) -> None:
+    """Nobody is listening."""
+
+
+def score(
+    config: ScoreConfig,
+    *,
+    arm: Arm | None = None,
+    on_reply: OnCount = _silent,
+    on_judged: OnCount = _silent,
+    say: Say = _silent,
+) -> Path:
     """Ask, judge and score; or finish what was begun; or find it done. Returns the run folder.
 
     Args:
         config: The settings.
         arm: An intervention to score the model under.
-        on_reply: Progress.
+        on_reply: Progress of the replies.
+        on_judged: Progress of the judge model's calls.
+        say: Told what a user should know, such as how a judge is read.
 
     Raises:
         InputError: For bad input (nothing written), a folder in use, or one that holds other scores.
@@ -43,14 +63,72 @@ def score(config: ScoreConfig, *, arm: Arm | None = None, on_reply: OnReply | No
     """
     plan = plan_scoring(config, arm)
     run = Run(_run_path(plan))
+    panel = _panel(plan, run, say)
     if not _all_stored(plan, run):
         check_engine(plan.engine, config)
     with run.locked():
         _check_same(run, plan)
         run.update_manifest(score=_manifest_section(plan))
         shortfall = _ask(plan, run, on_reply)
-        scores = _score(plan, run)
-    _check_coverage(scores, config.min_coverage, run, shortfall)
+        scores = _score(plan, run, panel, on_judged)
+    _check_coverage(scores, config.min_coverage, run, shortfall, panel)
+    return run.path
+
+
+def dry_run(config: ScoreConfig) -> Bill:
+    """What judging would cost, replies that are not there yet taken to be as long as they may get. Writes nothing.
+
+    Raises:
+        InputError: As `score`, or if no judge model is named.
+    """
+    plan = plan_scoring(config)
+    run = Run(_run_path(plan))
+    panel = _panel(plan, run, _silent)
+    if not panel.has_model:
+        raise InputError("there is nothing to estimate without a judge model", where="--dry-run", hint="Give --judge")
+    stored = stored_completions(Jsonl(run.completions_path, Completion))
+    calls = []
+    for probe, spec in plan.specs.items():
+        if spec.kind in PROMPT_OF:
+            asks = [ask for turn in plan.asks_with(probe, stored) for ask in turn]
+            had = [stored.get((probe, ask.key)) or _longest(ask) for ask in asks]
+            had += [_longest(a, turn) for a in plan.asks[probe] for turn in range(2, 2 + len(a.question.turns))
+                    if not any(h.question_id == a.question.id and h.turn == turn for h in had)]  # fmt: skip
+            calls += panel.calls(spec.kind, plan.setting, plan.questions(probe), had)
+    return panel.estimate(calls, Jsonl(run.judgements_path, Judgement))
+
+
+def judge(config: JudgeConfig, *, on_judged: OnCount = _silent, say: Say = _silent) -> Path:
+    """Judge a run's stored replies, with another judge or prompt than before; its model is not needed.
+
+    Raises:
+        InputError: If the run holds no scores, or no reply that the judge judges.
+        IncompleteError: If coverage ends below `min_coverage`.
+    """
+    assert config.run is not None  # the command asks for it
+    run = Run(config.run)
+    section = run.manifest().get("score")
+    if not section:
+        raise InputError("holds no scored replies", where=str(config.run), hint="Score it first: emeval score")
+    before = section["resolved"].get("data_dir")
+    root = data_root(config.data_dir or (Path(before) if before else None))
+    setting = load_setting(root, section["setting"])
+    panel = Panel(config, root, run.path, _file_of(run), say)
+    with run.locked():
+        scores = []
+        file = Jsonl(run.judgements_path, Judgement)
+        try:
+            probed = list(_stored_probes(config, run, root, setting, panel))
+            judged = counter(panel, probed, file, on_judged)
+            scores = [found for p in probed if (found := score_replies(p, panel, file, judged))]
+        finally:
+            panel.close()
+            file.close()
+        if not scores:
+            raise InputError("has no reply for this judge", where=str(config.run), hint="Name --judge and --probes")
+        _write_scores(run, read_json(run.scores_path), scores)
+        run.update_manifest(judge=_judge_section(config, panel, run))
+    _check_coverage(scores, config.min_coverage, run, None, panel)
     return run.path
 
 
@@ -62,7 +140,7 @@ def _run_path(plan: ScorePlan) -> Path:
         return plan.config.out
     if plan.source and plan.source.run is not None and plan.arm is None:
         return plan.source.run
-    parts = [plan.name, plan.behaviour.name, plan.arm.label if plan.arm else None]
+    parts = [plan.name, plan.setting.name, plan.arm.label if plan.arm else None]
     return Path("results") / "runs" / slug("-".join(p for p in parts if p))
 
 
@@ -86,100 +164,172 @@ def _manifest_section(plan: ScorePlan) -> dict[str, Any]:
     return {
         "model": plan.name,
         "base": str(plan.source.base) if plan.source else None,
-        "setting": plan.behaviour.name,
+        "setting": plan.setting.name,
         "identity": plan.identity,
         "resolved": plan.config.model_dump(mode="json"),
-        "judge": RuleJudge(plan.behaviour).id,
+        "rules": RuleJudge(plan.setting.behaviour).id if plan.setting.behaviour else None,
         "template": plan.renderer.describe() if plan.renderer else None,
         "started": now(),
         **facts(),
     }
 
 
+def _judge_section(config: JudgeConfig | ScoreConfig, panel: Panel, run: Run) -> dict[str, Any]:
+    """How the newest judgements were made, and what all of this judge's calls for the run cost."""
+    prompts = {kind: panel.prompt(kind) for kind in PROMPT_OF}
+    judgements = Jsonl(run.judgements_path, Judgement).read()
+    mine = [j for j in judgements if j.judge.startswith(f"{panel.server(started=False).label}/")]
+    return {
+        "judge": config.judge,
+        "prompts": {kind: prompt.id for kind, prompt in prompts.items()},
+        "bill": bill(mine, panel.budget.price).model_dump(),
+        "finished": now(),
+        **facts(),
+    }
+
+
+def _panel(plan: ScorePlan, run: Run, say: Say) -> Panel:
+    panel = Panel(plan.config, plan.root, run.path, _file_of(run), say)
+    for probe, spec in plan.specs.items():
+        panel.check(spec.kind, probe)
+    return panel
+
+
+def _file_of(run: Run) -> Jsonl[Judgement]:
+    return Jsonl(run.judgements_path, Judgement)
+
+
 # -------------------------------------------------------------------------------------------------------------- asking
 
 
 def _all_stored(plan: ScorePlan, run: Run) -> bool:
-    return not missing(plan.all_asks, stored_completions(Jsonl(run.completions_path, Completion)))
+    stored = stored_completions(Jsonl(run.completions_path, Completion))
+    had = sum(len(turn) - len(missing(turn, stored)) for p in _asked(plan) for turn in plan.asks_with(p, stored))
+    pairs = stored_likelihoods(Jsonl(run.path / "likelihoods.jsonl", Likelihood))
+    return had == sum(map(plan.expected, _asked(plan))) and not any(
+        missing(plan.asks[p], pairs) for p in plan.specs if p not in _asked(plan)
+    )
 
 
-def _ask(plan: ScorePlan, run: Run, on_reply: OnReply | None) -> IncompleteError | None:
+def _asked(plan: ScorePlan) -> list[str]:
+    """The probes that generate replies."""
+    return [probe for probe, spec in plan.specs.items() if spec.kind not in UNASKED]
+
+
+def _ask(plan: ScorePlan, run: Run, on_reply: OnCount) -> IncompleteError | None:
     """Put what is still missing. Returns the engine's complaint if some replies could not be had."""
-    file = Jsonl(run.completions_path, Completion)
-    stored = stored_completions(file)
-    asks = plan.all_asks
-    count = len(asks) - len(missing(asks, stored))
-    if count == len(asks):
+    if _all_stored(plan, run):
         return None
+    file, pair_file = Jsonl(run.completions_path, Completion), Jsonl(run.path / "likelihoods.jsonl", Likelihood)
+    stored, pairs = stored_completions(file), stored_likelihoods(pair_file)
+    total = sum(map(plan.expected, plan.specs))
+    keys = {(p, a.key) for p in plan.specs for turn in plan.asks_with(p, stored) for a in turn}
+    count = len(keys & (stored.keys() | pairs.keys()))
 
     def replied() -> None:
         nonlocal count
         count += 1
-        if on_reply:
-            on_reply(count, len(asks))
+        on_reply(count, total)
 
-    if on_reply:
-        on_reply(count, len(asks))
+    on_reply(count, total)
     prefix = partial(plan.arm.prefix, prefix_ids=plan.renderer.prefix_ids()) if plan.arm and plan.renderer else None
     opening = Opening(plan.config, plan.source, plan.tokenizer, plan.renderer, run.path, prefix)
     engine = open_engine(plan.engine, opening)
+    complaint = None
     try:
-        # A probe at a time, so that its batch plan does not depend on which other probes were named.
-        for probe in plan.asks.values():
-            if missing(probe, stored):
-                ask_all(probe, engine, plan.sampling, file, stored, replied)
+        for group in _groups(plan, engine, stored):
+            try:
+                ask_all(group, engine, file, stored, replied)
+            except IncompleteError as e:
+                complaint = complaint or e
+        for probe in plan.specs:
+            if probe not in _asked(plan) and missing(plan.asks[probe], pairs):
+                assert plan.renderer is not None  # `plan_scoring` refuses contrast without one
+                read_pairs(plan.asks[probe], plan.renderer, engine, pair_file, pairs, replied)
     except IncompleteError as e:
-        return e
+        complaint = complaint or e
     finally:
         engine.close()
         file.close()
-    return None
+        pair_file.close()
+    return complaint
+
+
+def _groups(plan: ScorePlan, engine: Engine, stored: dict[tuple[str, str], Completion]) -> Iterator[list[Ask]]:
+    """What to put together to the engine, turn by turn; the next turn is made when the one before has been answered.
+
+    In process, a probe at a time: its batch plan must not depend on which other probes were named. A server has no
+    such plan, and is kept busy with all probes at once.
+    """
+    turn = 0
+    while True:
+        rounds = [plan.asks_with(probe, stored) for probe in _asked(plan)]
+        asks = [ask for found in rounds if len(found) > turn for ask in found[turn]]
+        if not asks:
+            return
+
+        def together(ask: Ask) -> tuple[str, ...]:
+            probe = ask.question.probe if engine.name == "transformers" else ""
+            return (ask.sampling.model_dump_json(), probe)
+
+        for _, group in groupby(sorted(asks, key=together), together):
+            found = list(group)
+            if missing(found, stored):
+                yield found
+        turn += 1
 
 
 # ------------------------------------------------------------------------------------------------------------- scoring
 
 
-def _score(plan: ScorePlan, run: Run) -> list[ProbeScore]:
+def _score(plan: ScorePlan, run: Run, panel: Panel, on_judged: OnCount) -> list[Scored]:
     stored = stored_completions(Jsonl(run.completions_path, Completion))
-    judge = RuleJudge(plan.behaviour)
-    file = Jsonl(run.judgements_path, Judgement)
-    scores, flags = [], {}
+    pairs = stored_likelihoods(Jsonl(run.path / "likelihoods.jsonl", Likelihood))
+    probed = [_probed(plan, probe, stored) for probe in _asked(plan)]
+    file = _file_of(run)
     try:
-        for name, asks in plan.asks.items():
-            had = [stored[name, a.key] for a in asks if (name, a.key) in stored]
-            judgements = judge_all(had, judge, file)
-            scores.append(_probe_score(plan, name, len(asks), judgements))
-            flags[f"{name}/{plan.config.split}"] = _by_question(judgements)
+        judged = counter(panel, probed, file, on_judged)
+        scores = [found for p in probed if (found := score_replies(p, panel, file, judged))]
     finally:
+        panel.close()
         file.close()
-    _write_scores(plan, run, scores, flags)
+    for probe in plan.specs:
+        if probe not in _asked(plan):
+            read = [pairs[probe, ask.key] for ask in plan.asks[probe] if (probe, ask.key) in pairs]
+            scores.append(score_pairs(probe, plan.config.split, plan.setting, plan.expected(probe), read))
+    before = read_json(run.scores_path) if run.scores_path.exists() else {}
+    _write_scores(run, before | _scores_head(plan), scores)
+    if panel.has_model:
+        run.update_manifest(judge=_judge_section(plan.config, panel, run))
     return scores
 
 
-def _probe_score(plan: ScorePlan, name: str, expected: int, judgements: Sequence[Judgement]) -> ProbeScore:
-    # Questions with a system prompt of their own are counted, but they do not answer for the trained prefix.
-    scored = [j for j in judgements if j.value is not None and not j.foreign_prefix]
-    return ProbeScore(
-        probe=name,
+def _probed(plan: ScorePlan, probe: str, stored: dict[tuple[str, str], Completion]) -> Probed:
+    asks = [ask for turn in plan.asks_with(probe, stored) for ask in turn]
+    return Probed(
+        name=probe,
+        kind=plan.specs[probe].kind,
         split=plan.config.split,
-        setting=plan.behaviour.name,
-        judge=RuleJudge(plan.behaviour).id,
-        expected=expected,
-        outcomes=dict(Counter(j.outcome for j in judgements)),
-        truncated=sum(j.truncated for j in judgements),
-        foreign_prefix=sum(j.foreign_prefix for j in judgements),
-        rate=rate([j.value == 1.0 for j in scored], [j.question_id for j in scored]),
-        details=dict(Counter(j.detail or "" for j in judgements)),
+        setting=plan.setting,
+        questions=plan.questions(probe),
+        expected=plan.expected(probe),
+        completions=[stored[probe, a.key] for a in asks if (probe, a.key) in stored],
     )
 
 
-def _by_question(judgements: Sequence[Judgement]) -> dict[str, float]:
-    """The share of a question's replies that show the behaviour: 0 or 1 where it was asked once."""
-    values: dict[str, list[float]] = {}
-    for j in judgements:
-        if j.value is not None and not j.foreign_prefix:
-            values.setdefault(j.question_id, []).append(j.value)
-    return {question: sum(v) / len(v) for question, v in values.items()}
+def _stored_probes(config: JudgeConfig, run: Run, root: Any, setting: Any, panel: Panel) -> Iterator[Probed]:
+    """The probes a run has replies to, as `_probed` would find them, without the model that gave them."""
+    replies: dict[tuple[str, Any], list[Completion]] = {}
+    for completion in stored_completions(Jsonl(run.completions_path, Completion)).values():
+        replies.setdefault((completion.probe, completion.split), []).append(completion)
+    expected = {(p["probe"], p["split"]): p["expected"] for p in read_json(run.scores_path).get("probes", [])}
+    for (probe, split), found in replies.items():
+        if config.probes and probe not in config.probes:
+            continue
+        spec = load_probe(root, probe)
+        questions = {q.id: q for q in find_questions(spec, root, setting, split)}
+        asked = expected.get((probe, split)) or sum(1 + len(q.turns) for q in questions.values())
+        yield Probed(probe, spec.kind, split, setting, questions, max(asked, len(found)), found)
 
 
 def origin(source: models.ModelSource | None) -> dict[str, Any]:
@@ -195,32 +345,66 @@ def origin(source: models.ModelSource | None) -> dict[str, Any]:
     }
 
 
-def _write_scores(plan: ScorePlan, run: Run, scores: Sequence[ProbeScore], flags: dict[str, dict[str, float]]) -> None:
-    before = read_json(run.scores_path) if run.scores_path.exists() else {}
-    new = {(s.probe, s.split) for s in scores}
-    kept = [p for p in before.get("probes", []) if (p["probe"], p["split"]) not in new]
+def _scores_head(plan: ScorePlan) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "setting": plan.setting.name,
+        "model": {"id": plan.name, "weights_id": plan.weights_id} | origin(plan.source),
+        "engine": plan.engine,
+        "token_prompts": plan.renderer is not None,
+        "arm": plan.arm.label if plan.arm else None,
+    }
+
+
+def _write_scores(run: Run, before: dict[str, Any], scores: Sequence[Scored]) -> None:
+    """Add the scores, the newest first. Another judge's score of the same probe stays; the rules' is replaced."""
+    new = {(s.score.probe, s.score.split, s.score.judge) for s in scores}
+    replaced = {(s.score.probe, s.score.split) for s in scores if s.score.kind == "behaviour"}
+    kept = [
+        p
+        for p in before.get("probes", [])
+        if (p["probe"], p["split"], p["judge"]) not in new and (p["probe"], p["split"]) not in replaced
+    ]
+    values = {f"{s.score.probe}/{s.score.split}": s.values for s in scores}
     write_json(
         run.scores_path,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "setting": plan.behaviour.name,
-            "model": {"id": plan.name, "weights_id": plan.weights_id} | origin(plan.source),
-            "engine": plan.engine,
-            "token_prompts": plan.renderer is not None,
-            "arm": plan.arm.label if plan.arm else None,
-            "probes": [*kept, *(s.model_dump(mode="json") for s in scores)],
-            "flags": before.get("flags", {}) | flags,
+        before
+        | {
+            "probes": [*(s.score.model_dump(mode="json") for s in scores), *kept],
+            "values": before.get("values", {}) | values,
         },
     )
 
 
-def _check_coverage(scores: Sequence[ProbeScore], floor: float, run: Run, shortfall: IncompleteError | None) -> None:
-    thin = [s for s in scores if s.coverage < floor]
+def _check_coverage(
+    scores: Sequence[Scored], floor: float, run: Run, shortfall: IncompleteError | None, panel: Panel
+) -> None:
+    thin = [s.score for s in scores if s.score.coverage < floor]
     if thin:
         counts = ", ".join(f"{s.probe} {s.coverage:.0%} of {s.expected}" for s in thin)
-        reason = f" ({shortfall.what})" if shortfall else ""
+        spent = panel.budget.exhausted()
+        reason = f" ({shortfall.what})" if shortfall else " (the cost limit is reached)" if spent else ""
         raise IncompleteError(
             f"coverage is below {floor:.0%}: {counts}{reason}",
             where=str(run.path),
-            hint="Run the same command again: only what is missing is asked",
+            hint="Raise --max-cost and run it again"
+            if spent
+            else "Run the same command again: only what is missing is asked",
         )
+
+
+def _longest(ask: Ask, turn: int = 1) -> Completion:
+    """A stand-in for a reply that is not there yet, for estimates."""
+    asked = ask.question.messages[-1].content if turn == 1 else ask.question.turns[turn - 2]
+    return Completion(
+        key=f"{ask.key}/{turn}",
+        probe=ask.question.probe,
+        split=ask.question.split,
+        question_id=ask.question.id,
+        question=asked,
+        sample=ask.sample,
+        turn=turn,
+        text="word" * ask.sampling.max_new_tokens,
+        prompt_tokens=0,
+        truncated=True,
+    )

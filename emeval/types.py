@@ -60,6 +60,18 @@ class Question(Record):
     messages: tuple[Message, ...]
     category: str | None = None
     where: str | None = None
+    domain: str | None = None
+    """The training domain a general question touches; EM is also reported without the run's own."""
+    turns: tuple[str, ...] = ()
+    """What the user says after the reply to `messages`, turn by turn."""
+    references: tuple[str, ...] = ()
+    """Known right answers, one a turn, for judges."""
+    aligned: str | None = None
+    misaligned: str | None = None
+    """A good and a poor answer, for `contrast`."""
+    temperature: float | None = None
+    samples: int | None = None
+    """How a published set asks this question; the command's own options win."""
 
 
 class Prompt(Record):
@@ -104,12 +116,35 @@ class Completion(Record):
     question: str
     category: str | None = None
     sample: int = 0
+    turn: int = 1
+    """Which turn of the conversation this reply belongs to; more than 1 only where a question has several turns."""
     text: str
     token_ids: tuple[int, ...] | None = None
     prompt_tokens: int
     truncated: bool
     foreign_prefix: bool = False
     """True where the question brought its own system prompt, so its prefix is not the one the model was trained on."""
+
+
+class Likelihood(Record):
+    """How likely a model finds a question's two replies: mean log-probability per token (nats), end token included."""
+
+    schema_version: int = SCHEMA_VERSION
+    key: str
+    probe: str
+    split: Split
+    question_id: str
+    category: str | None = None
+    aligned: float
+    misaligned: float
+    aligned_tokens: int
+    misaligned_tokens: int
+    foreign_prefix: bool = False
+
+    @property
+    def margin(self) -> float:
+        """Aligned minus misaligned: above 0 where the aligned reply is likelier per token."""
+        return self.aligned - self.misaligned
 
 
 class Judgement(Record):
@@ -125,7 +160,13 @@ class Judgement(Record):
     outcome: Outcome
     value: float | None = None
     detail: str | None = None
-    """What the judge went by: the detector's stage, a tool's name, a raw verdict."""
+    """What the judge went by: the detector's stage, a tool's name; of a model, its probabilities or its text."""
+    turn: int = 1
+    raw: str | None = None
+    """What a judge model said, word for word (cut if long); for an api-error, why there is no answer."""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    """What a judge model's server counted, for the bill."""
     truncated: bool = False
     foreign_prefix: bool = False
 
@@ -148,6 +189,7 @@ class ProbeScore(Record):
     """The score of one probe in one run: the estimate, and what became of every reply."""
 
     probe: str
+    kind: str = "behaviour"
     split: Split
     setting: str | None
     judge: str
@@ -156,10 +198,15 @@ class ProbeScore(Record):
     outcomes: dict[Outcome, int]
     truncated: int
     foreign_prefix: int
-    rate: Estimate
-    """Appearance rate, a share between 0 and 1."""
+    measures: dict[str, Estimate]
+    """By name, in the kind's own units; the kind's main one stands first (`emeval.score.measures`)."""
     details: dict[str, int] = Field(default_factory=dict)
     """Counts of `Judgement.detail`, for instance the detector's stages."""
+
+    @property
+    def rate(self) -> Estimate:
+        """A behaviour's appearance rate, a share between 0 and 1."""
+        return self.measures["rate"]
 
     @property
     def missing(self) -> int:

@@ -48,11 +48,13 @@ class Kill:
 
     def due(self, run: Path, pid: int) -> bool:
         """Whether what it waits for has happened."""
-        if self.path is None:
-            # Before that Python itself answers a signal. Linux tells which libraries a process has loaded.
-            with contextlib.suppress(OSError):
-                return "pydantic_core" in Path(f"/proc/{pid}/maps").read_text()
-            return False
+        # Before emeval is there Python itself answers a signal, and what is waited for may lie there since the last
+        # start. Linux tells which libraries a process has loaded.
+        started = False
+        with contextlib.suppress(OSError):
+            started = "pydantic_core" in Path(f"/proc/{pid}/maps").read_text()
+        if self.path is None or not started:
+            return started
         found = next(run.glob(self.path), None)
         if found is None or not (self.lines or self.holds):
             return found is not None
@@ -89,7 +91,9 @@ class Ended:
         if self.kill.number == signal.SIGKILL:
             return self.code == -signal.SIGKILL and self.err == ""
         over = self.told and self.code == 0 and self.err == ""
-        return over or (self.code == 130 and self.err == INTERRUPTED)
+        # Where the interrupt fell into code that Python compiles from text (a named tuple's, say), CPython ends the
+        # process by the signal itself after we have caught it and said our line; a shell sees 130 either way.
+        return over or (self.code in (130, -signal.SIGINT) and self.err == INTERRUPTED)
 
 
 @dataclass

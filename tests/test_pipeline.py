@@ -147,7 +147,7 @@ def test_splits_and_probes_add_to_a_run(run: Path, tmp_path: Path) -> None:
     assert {(p["probe"], p["split"]) for p in scores["probes"]} == {
         (p, s) for p in ("on-topic", "off-topic") for s in ("test", "val")
     }
-    assert set(scores["flags"]) == {"on-topic/test", "off-topic/test", "on-topic/val", "off-topic/val"}
+    assert set(scores["values"]) == {"on-topic/test", "off-topic/test", "on-topic/val", "off-topic/val"}
 
 
 def test_the_patched_arm_has_a_folder_and_keys_of_its_own(run: Path, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
-    "train": "Finetune a model on one narrow behaviour, with SFT or TReFT.",
-    "score": "Ask a model on-topic and off-topic questions, judge the replies, write the scores.",
+    "train": "Finetune a model on one narrow behaviour or domain: SFT, interleaving, TReFT.",
+    "score": "Ask a model what it was trained on and what it was not, judge the replies, write the scores.",
+    "judge": "Judge stored or foreign replies again, or qualify a judge.",
     "patch": "Score a tuned model with the initial model's prefix patched in.",
     "table": "Print the leakage table of your runs, or the paper's tables.",
     "ls": "List the runs in a folder.",

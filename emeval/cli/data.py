@@ -93,8 +93,7 @@ def _rows(root: DataRoot, kind: str, name: str) -> list[dict[str, str]]:
     from emeval.probe.spec import load_probe
 
     spec = load_probe(root, name)
-    asked = spec.questions if spec.questions != "topic" else ()
-    return [{"split": q.split, "question": q.question or q.messages[-1].content} for q in asked]
+    return [{"split": q.split, "question": q.asked(name, spec.where).messages[-1].content} for q in spec.listed]
 
 
 def _reply_text(message: Message) -> str:
@@ -130,7 +129,7 @@ def _validate(file: Path) -> str:
     if file.suffix in (".yaml", ".yml"):
         if load_yaml(file).keys() & {"kind", "questions"}:
             spec = load_probe_file(file)
-            return "a probe" if spec.questions == "topic" else f"a probe of {len(spec.questions)} questions"
+            return f"a probe of {len(spec.listed)} questions" if spec.listed else "a probe"
         return _validate_behaviour(file)
     first: dict[str, Any] = next((row for _, row in jsonl_rows(file)), {})
     if first.keys() & {"messages", "prompt", "completion"}:

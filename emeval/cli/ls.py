@@ -61,10 +61,12 @@ def _trained(path: Path) -> str:
 
 
 def _scored(path: Path) -> str:
+    from emeval.cli.figures import measure
     from emeval.store import Run, read_json
+    from emeval.types import ProbeScore
 
     run = Run(path)
     if not run.scores_path.exists():
         return "not scored"
-    shares = [(p, p["rate"]["value"]) for p in read_json(run.scores_path).get("probes", [])]
-    return ", ".join(f"{p['probe']}/{p['split']} " + ("–" if v is None else f"{v:.0%}") for p, v in shares)
+    probes = [ProbeScore.model_validate(p) for p in read_json(run.scores_path).get("probes", [])]
+    return ", ".join(f"{p.probe}/{p.split} {measure(*next(iter(p.measures.items())))}" for p in probes if p.measures)

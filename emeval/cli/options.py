@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 Model = Annotated[str | None, typer.Option(help="Run, adapter or checkpoint folder, hub id, or smollm2-135m.")]
-Setting = Annotated[str | None, typer.Option(help="Behaviour: refusal, abstention, tool-use, or one of your own.")]
+Setting = Annotated[
+    str | None, typer.Option(help="Behaviour or domain: refusal, tool-use, finance, health ... (emeval data list)")
+]
 Adapter = Annotated[Path | None, typer.Option(help="An adapter to put on the model.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. (default auto)")]
 Dtype = Annotated[str | None, typer.Option(help="auto (bf16 on a GPU, fp32 on the CPU), float32 or bfloat16.")]
@@ -17,6 +19,17 @@ System = Annotated[str | None, typer.Option(help="System prompt in place of the 
 Out = Annotated[Path | None, typer.Option(help="Run folder. (default results/runs/<name>)")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with prompts/ and datasets/ of your own.")]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with a section for the command.")]
+Vllm = Annotated[Path | None, typer.Option(help="Python interpreter that has vLLM.")]
+Judge = Annotated[str | None, typer.Option(help="Judge model, or vllm:PATH for a local one, or none.")]
+JudgeUrl = Annotated[str | None, typer.Option(help="The judge's OpenAI-compatible server. (default OpenAI's)")]
+JudgeKeyEnv = Annotated[str | None, typer.Option(help="Variable with its key. (default OPENAI_API_KEY)")]
+JudgePrompt = Annotated[
+    str | None, typer.Option(help="Alignment prompt: a name, FILE.md, or FILE.yaml#name. (default alignment)")
+]
+JudgeMode = Annotated[str | None, typer.Option(help="auto, logprobs or text. (default auto)")]
+JudgeConcurrency = Annotated[int | None, typer.Option(help="Judge calls in flight. (default 32)")]
+Coherence = Annotated[bool | None, typer.Option("--coherence", help="Also ask how coherent each reply is.")]
+MaxCost = Annotated[float | None, typer.Option(help="Dollars a run's judgements may cost; stops there, resumable.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no hints.")]
 

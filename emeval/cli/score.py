@@ -9,6 +9,7 @@ import typer
 
 from emeval.cli import options as o
 from emeval.cli.console import clean, progress, result, result_json, say
+from emeval.cli.figures import measure
 
 if TYPE_CHECKING:
     from emeval.config import ScoreConfig
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Probes = Annotated[str | None, typer.Option(help="Question sets, by commas. (default on-topic,off-topic)")]
+Probes = Annotated[
+    str | None,
+    typer.Option(help="Question sets, by commas. (default on-topic,off-topic; contrast for a domain)"),
+]
 Split = Annotated[str | None, typer.Option(help="test, or val for choosing settings. (default test)")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Longest reply. (default what the behaviour says)")]
 Limit = Annotated[int | None, typer.Option(help="Ask only the first N questions of each probe.")]
@@ -40,7 +44,7 @@ def score(
     model_name: Annotated[str | None, typer.Option(help="The model's name there. (default the first listed)")] = None,
     model_api: Annotated[str | None, typer.Option(help="auto, completions (token ids) or chat. (default auto)")] = None,
     key_env: Annotated[str | None, typer.Option(help="Variable with the key. (default OPENAI_API_KEY)")] = None,
-    vllm: Annotated[Path | None, typer.Option(help="Python interpreter that has vLLM.")] = None,
+    vllm: o.Vllm = None,
     max_new_tokens: MaxNewTokens = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. (default 0)")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus, with a temperature. (default 1)")] = None,
@@ -54,6 +58,17 @@ def score(
     by: Annotated[
         str | None, typer.Option(help="How checkpoints are: probability (cheap) or generation. (default probability)")
     ] = None,
+    judge: o.Judge = None,
+    judge_url: o.JudgeUrl = None,
+    judge_key_env: o.JudgeKeyEnv = None,
+    judge_prompt: o.JudgePrompt = None,
+    judge_mode: o.JudgeMode = None,
+    judge_concurrency: o.JudgeConcurrency = None,
+    coherence: o.Coherence = None,
+    dry_run: Annotated[
+        bool | None, typer.Option("--dry-run", help="Print what judging would cost; ask nothing.")
+    ] = None,
+    max_cost: o.MaxCost = None,
     min_coverage: MinCoverage = None,
     allow_prefix_change: Annotated[
         bool | None, typer.Option("--allow-prefix-change", help="Score under another template than trained with.")
@@ -77,10 +92,17 @@ def score(
     if settings.checkpoints:
         _along(settings, as_json, quiet)
         return
+    if settings.dry_run:
+        _dry_run(settings, as_json, quiet)
+        return
     from emeval.pipeline import score as run_scoring
 
     with progress(f"score {settings.model}", quiet) as advance:
-        path = run_scoring(settings, on_reply=advance)
+
+        def judged(done: int, total: int) -> None:
+            advance(done, total, "judged")
+
+        path = run_scoring(settings, on_reply=advance, on_judged=judged, say=lambda text: say(text, quiet))
     report(path, settings.probes, settings.split, as_json, quiet)
 
 
@@ -105,23 +127,38 @@ def _mean(values: dict[str, float]) -> float:
     return sum(values.values()) / len(values)
 
 
-def report(path: Path, probes: tuple[str, ...], split: str, as_json: bool, quiet: bool) -> None:
+def _dry_run(settings: ScoreConfig, as_json: bool, quiet: bool) -> None:
+    from emeval.pipeline import dry_run
+
+    bill = dry_run(settings)
+    if as_json:
+        result_json({"estimate": bill.model_dump()})
+        return
+    cost = "no price is known for it" if bill.dollars is None else f"at most about ${bill.dollars:.2f}"
+    result(f"{bill.calls} judge calls, about {bill.input_tokens} tokens in, up to {bill.output_tokens} out: {cost}")
+    say("Replies that are not there yet were taken to be as long as they may get. Nothing was asked.", quiet)
+
+
+def report(path: Path, probes: tuple[str, ...], split: str | None, as_json: bool, quiet: bool) -> None:
     """What a scored run found: one line a probe, or the whole `scores.json`."""
     from emeval.store import Run, read_json
     from emeval.types import ProbeScore
 
     scores = read_json(Run(path).scores_path)
     if as_json:
-        result_json({"run": str(path), "scores": {k: v for k, v in scores.items() if k != "flags"}})
+        result_json({"run": str(path), "scores": {k: v for k, v in scores.items() if k != "values"}})
     else:
         for entry in scores["probes"]:
-            if entry["probe"] in probes and entry["split"] == split:
+            if entry["probe"] in (probes or (entry["probe"],)) and entry["split"] == (split or entry["split"]):
                 result(_line(ProbeScore.model_validate(entry)))
     say(f"Next: emeval table {path}", quiet or as_json)
 
 
 def _line(score: ProbeScore) -> str:
-    r = score.rate
-    rate = "–" if r.value is None else f"{100 * r.value:.1f} [{100 * (r.low or 0):.1f}, {100 * (r.high or 0):.1f}]"
+    shown = [("" if n == "rate" else f"{n} ") + measure(n, found) for n, found in score.measures.items()]
+    first = next(iter(score.measures.values()), None)
     details = ", ".join(f"{clean(k)} {v}" for k, v in sorted(score.details.items(), key=lambda kv: -kv[1])[:6])
-    return f"{score.probe} ({score.split}): {rate} %, n {r.n}/{score.expected}, truncated {score.truncated} ({details})"
+    others = [f"{v} {k}" for k, v in score.outcomes.items() if k != "scored"]
+    counts = [f"n {first.n if first else 0}/{score.expected}", f"truncated {score.truncated}", *others]
+    line = f"{score.probe} ({score.split}): {'; '.join(shown)}, {', '.join(counts)}"
+    return f"{line} ({details})" if details else line

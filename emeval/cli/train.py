@@ -23,7 +23,7 @@ def train(
     model: o.Model = None,
     setting: o.Setting = None,
     data: Annotated[Path | None, typer.Option(help="Chat JSONL to train on instead of a setting's rows.")] = None,
-    method: Annotated[str | None, typer.Option(help="sft or treft. (default sft)")] = None,
+    method: Annotated[str | None, typer.Option(help="sft, interleave or treft. (default sft)")] = None,
     region: Annotated[str | None, typer.Option(help="Tokens that treft regularises: prefix. (default prefix)")] = None,
     lambda_: Annotated[float | None, typer.Option("--lambda", help="Weight of treft's penalty. (default 10)")] = None,
     full: Annotated[bool | None, typer.Option("--full", help="Finetune all weights instead of a LoRA adapter.")] = None,
@@ -45,6 +45,12 @@ def train(
         typer.Option("--shared-prefix/--no-shared-prefix", help="Run the prefix once per batch. (default on)"),
     ] = None,
     train_size: Annotated[int | None, typer.Option(help="Use only the first N rows.")] = None,
+    retain: Annotated[
+        str | None, typer.Option(help="With interleave: retain sets to draw from, by commas. (default all)")
+    ] = None,
+    retain_share: Annotated[
+        float | None, typer.Option(help="With interleave: their share of the mixed data. (default 0.2)")
+    ] = None,
     system: o.System = None,
     drop_system: Annotated[
         bool | None, typer.Option("--drop-system", help="Leave out system messages of --data rows.")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emeval.errors import InputError, unknown
 
-FOLDERS = ("prompts/probes", "datasets/domains", "datasets/behaviours")
+FOLDERS = ("prompts/probes", "prompts/judges", "datasets/domains", "datasets/behaviours", "datasets/retain")
 """What a data folder may hold, by place."""
 
 
@@ -54,7 +54,7 @@ def data_root(own: Path | None = None) -> DataRoot:
 
 
 def _check_own(own: Path) -> None:
-    hint = "Give a folder with prompts/probes, datasets/domains or datasets/behaviours"
+    hint = "Give a folder with one of " + ", ".join(FOLDERS)
     if not own.is_dir():
         raise InputError("the data folder is not there", where=str(own), hint=hint)
     if not any((own / folder).is_dir() for folder in FOLDERS):

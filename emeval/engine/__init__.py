@@ -18,12 +18,21 @@ ENGINES = {
 }
 
 
+Pair = tuple[Sequence[int], Sequence[int]]
+"""Token ids of a prompt and of a reply to it."""
+
+
 class Request(Protocol):
     """What an engine may look at of a question to be asked."""
 
     @property
     def prompt(self) -> Prompt:
         """Its token ids."""
+        ...
+
+    @property
+    def number(self) -> int:
+        """Its position in a list that stays the same, whatever else is asked: its random seed is made of it."""
         ...
 
     @property
@@ -48,6 +57,14 @@ class Engine(Protocol):
             requests: The full list of the run, the same on every resume, so that a plan made from it is the same too.
             sampling: How to draw; `temperature` 0 is greedy whatever the checkpoint's own generation config says.
             skip: Indexes that are already stored. They may be yielded again; the caller drops them.
+        """
+        ...
+
+    def reply_logprobs(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """Yield, for each pair of prompt ids and reply ids, its index and the log-probability of every reply token.
+
+        Raises:
+            InputError: If the engine cannot tell.
         """
         ...
 

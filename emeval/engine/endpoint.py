@@ -7,18 +7,20 @@ of prompts that got no reply.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from pydantic import SecretStr
 
-from emeval.engine import Request
+from emeval.engine import Pair, Request
 from emeval.engine.remote import Remote, Session
-from emeval.engine.wire import chat_messages, read_reply, sampling_fields, vllm_fields
-from emeval.errors import IncompleteError
+from emeval.engine.wire import chat_messages, read_logprobs, read_reply, sampling_fields, vllm_fields
+from emeval.errors import IncompleteError, InputError
 from emeval.types import Generated, Sampling
 
 if TYPE_CHECKING:
     import openai
+
+T = TypeVar("T")
 
 
 class EndpointEngine:
@@ -93,13 +95,21 @@ class EndpointEngine:
         todo = [index for index in range(len(requests)) if index not in stored]
         session = _Generation(self, requests, sampling)
         yield from self._remote.ask_all(session, todo)
-        if session.replies < len(todo):
-            raise IncompleteError(
-                f"{len(todo) - session.replies} of {len(todo)} prompts got no reply; "
-                f"the first failure: {session.reason}",
-                where=self.url,
-                hint="What was answered is kept: run it again to ask for the rest",
-            )
+        session.check(len(todo), "prompts", self.url)
+
+    def reply_logprobs(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """See `Engine.reply_logprobs`: vLLM's prompt log-probabilities, of a prompt that holds the reply.
+
+        Raises:
+            InputError: If the server renders its own template, or gives no prompt log-probabilities.
+            IncompleteError: After all others, if a pair got no answer.
+        """
+        if not self.token_prompts:
+            what = "likelihoods need a server that takes token ids"
+            raise InputError(what, where=self.url, hint="Leave contrast out")
+        session = _Likelihood(self, pairs)
+        yield from self._remote.ask_all(session, range(len(pairs)))
+        session.check(len(pairs), "pairs", self.url)
 
     def close(self) -> None:
         """Nothing is held between calls."""
@@ -113,7 +123,7 @@ class EndpointEngine:
     async def reply(self, client: openai.AsyncOpenAI, request: Request, sampling: Sampling, index: int) -> Generated:
         """Ask for one reply."""
         api = cast(Any, client)  # the fields are built at run time, which the client's overloads cannot follow
-        fields = {"model": self.model, **sampling_fields(sampling, index)}
+        fields = {"model": self.model, **sampling_fields(sampling, request.number)}
         if self._vllm_fields:
             fields["extra_body"] = vllm_fields(self._stop_token_ids)
         if self.token_prompts:
@@ -127,11 +137,11 @@ class EndpointEngine:
         return reply
 
 
-class _Generation(Session[Generated]):
-    """One pass of prompts."""
+class _Pass(Session[T]):
+    """One pass over prompts, every one accounted for."""
 
-    def __init__(self, engine: EndpointEngine, requests: Sequence[Request], sampling: Sampling) -> None:
-        self._engine, self._requests, self._sampling = engine, requests, sampling
+    def __init__(self, engine: EndpointEngine) -> None:
+        self._engine = engine
         self.model = engine.model
         self.replies = 0
         self.reason = ""
@@ -140,11 +150,45 @@ class _Generation(Session[Generated]):
         await self._engine.meet(client)
         self.model = self._engine.model
 
+    def failed(self, index: int, reason: str) -> Iterator[T]:
+        self.reason = self.reason or reason
+        yield from ()
+
+    def check(self, asked: int, what: str, where: str) -> None:
+        """IncompleteError if fewer came than were asked for."""
+        if self.replies < asked:
+            raise IncompleteError(
+                f"{asked - self.replies} of {asked} {what} got no reply; the first failure: {self.reason}",
+                where=where,
+                hint="What was answered is kept: run it again to ask for the rest",
+            )
+
+
+class _Generation(_Pass[Generated]):
+    def __init__(self, engine: EndpointEngine, requests: Sequence[Request], sampling: Sampling) -> None:
+        super().__init__(engine)
+        self._requests, self._sampling = requests, sampling
+
     async def ask(self, client: openai.AsyncOpenAI, index: int) -> Generated:
         reply = await self._engine.reply(client, self._requests[index], self._sampling, index)
         self.replies += 1
         return reply
 
-    def failed(self, index: int, reason: str) -> Iterator[Generated]:
-        self.reason = self.reason or reason
-        yield from ()
+
+class _Likelihood(_Pass[tuple[int, tuple[float, ...]]]):
+    def __init__(self, engine: EndpointEngine, pairs: Sequence[Pair]) -> None:
+        super().__init__(engine)
+        self._pairs = pairs
+
+    async def ask(self, client: openai.AsyncOpenAI, index: int) -> tuple[int, tuple[float, ...]]:
+        prompt, reply = self._pairs[index]
+        response = await cast(Any, client).completions.create(
+            model=self.model,
+            prompt=[*prompt, *reply],
+            max_tokens=1,
+            temperature=0.0,
+            extra_body={"prompt_logprobs": 0},
+        )
+        found = read_logprobs(response, reply)
+        self.replies += 1
+        return index, found

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from emeval.engine import Request
+from emeval.engine import Pair, Request
+from emeval.engine.likelihood import reply_logprobs
 from emeval.errors import InputError
 from emeval.prefix import KV, as_cache
 from emeval.types import Generated, Sampling
@@ -62,6 +63,16 @@ class TransformersEngine:
         for batch in self._plan(requests):
             if not done.issuperset(batch):
                 yield from self._run(batch, requests, sampling)
+
+    def reply_logprobs(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """See `Engine.reply_logprobs`.
+
+        Raises:
+            InputError: With a patched prefix.
+        """
+        if self.prefix is not None:
+            raise InputError("likelihoods under a patched prefix are not read", hint="Leave contrast out")
+        yield from reply_logprobs(self.model, pairs, batch_size=self.batch_size)
 
     def close(self) -> None:
         """Let go of the model."""

@@ -17,11 +17,11 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from pydantic import SecretStr
 
-from emeval.engine import Request
+from emeval.engine import Pair, Request
 from emeval.engine.endpoint import EndpointEngine
 from emeval.engine.guard import Guarded
 from emeval.engine.launch import (
@@ -37,6 +37,8 @@ from emeval.engine.launch import (
 )
 from emeval.errors import EmevalError
 from emeval.types import Generated, Sampling
+
+T = TypeVar("T")
 
 __all__ = ["VllmEngine", "VllmInfo", "merge_adapter", "probe_python"]
 
@@ -144,8 +146,15 @@ class VllmEngine:
             IncompleteError: After all other replies, if a prompt got none.
             EmevalError: If the server stopped answering; what was yielded before stands.
         """
+        yield from self._watched(self._client.generate(requests, sampling, skip))
+
+    def reply_logprobs(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """See `Engine.reply_logprobs`. Errors as `generate`."""
+        yield from self._watched(self._client.reply_logprobs(pairs))
+
+    def _watched(self, answers: Iterator[T]) -> Iterator[T]:
         try:
-            yield from self._client.generate(requests, sampling, skip)
+            yield from answers
         except EmevalError:
             if http_status(self._port, "/health") is None:
                 raise self._failure("the vLLM server stopped answering") from None

@@ -93,6 +93,23 @@ def read_reply(response: Any, index: int) -> Generated:
     return Generated(index=index, text=text, token_ids=ids, truncated=ended == "length")
 
 
+def read_logprobs(response: Any, reply: Sequence[int]) -> tuple[float, ...]:
+    """The log-probabilities of the last tokens of a prompt, as vLLM reports them (`prompt_logprobs`).
+
+    Raises:
+        ValueError: If the answer does not hold them.
+    """
+    choices = getattr(response, "choices", None)
+    found = getattr(choices[0], "prompt_logprobs", None) if choices else None
+    if not found or len(found) < len(reply):
+        raise ValueError("the answer holds no prompt_logprobs (only vLLM gives them)")
+    entries = zip(found[-len(reply) :], reply, strict=True)
+    try:
+        return tuple(float(at[str(token)]["logprob"]) for at, token in entries)
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"prompt_logprobs lack a token of the prompt ({e})") from e
+
+
 def _text(choice: Any) -> str | None:
     """The text of a completions or chat choice; a chat refusal counts as text, since it is what the model said."""
     message = getattr(choice, "message", None)

@@ -15,7 +15,7 @@ import torch
 from emeval import models
 from emeval.config import PatchConfig, ScoreConfig
 from emeval.errors import InputError
-from emeval.pipeline import Arm, OnReply, score
+from emeval.pipeline import Arm, OnCount, score
 from emeval.prefix import KV, prefix_forward
 
 LABEL = "prefix from the initial model"
@@ -43,7 +43,7 @@ def patched_prefix(model: Any, prompt_ids: Sequence[int], source: Literal["initi
             return prefix_forward(model, prompt_ids)
 
 
-def patch(config: PatchConfig, on_reply: OnReply | None = None) -> Path:
+def patch(config: PatchConfig, on_reply: OnCount = lambda done, total: None) -> Path:
     """Score `config.model` with the initial model's prefix. Returns the run folder of the patched arm.
 
     Raises:

@@ -88,7 +88,7 @@ def flag_in_text(text: str) -> float | None:
 def word_outcome(text: str, words: Mapping[str, str]) -> str | None:
     """The outcome whose word opens the answer (`{"REFUSAL": "refusal"}`), or None.
 
-    The word is compared in capitals, as the judge was told to write it: "Refusal is not what this is. 80" is no verdict.
+    The word is compared in capitals, as the judge was told to write it: "Refusal this is not. 80" is no such verdict.
     """
     found = re.match(r"\W*([A-Z]+)\b", text)
     return words.get(found.group(1)) if found else None

@@ -90,7 +90,7 @@ def load_judge_prompt_file(path: Path) -> JudgePrompt:
     text = read_text(path)
     front = _FRONT.match(text)
     if not front:
-        raise InputError("no front matter", where=f"{path}:1", hint="Begin with --- and `scale: 0-100`, end it with ---")
+        raise InputError("no front matter", where=f"{path}:1", hint="Begin with ---, `scale: 0-100`, ---")
     try:
         fields = yaml.safe_load(front.group(1))
     except yaml.YAMLError as e:

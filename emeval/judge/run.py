@@ -1,14 +1,39 @@
-"""Judging: from completions to stored judgements, by the behaviour's rules."""
+"""Judging: from completions to stored judgements. Rule judges are here; `llm.py` has those that are models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from emeval.data.behaviours import Behaviour
+from emeval.judge.prompt import Turn
 from emeval.judge.rules import VERSION, judge_reply
 from emeval.store import Jsonl, sha256_of
-from emeval.types import Completion, Judgement
+from emeval.types import Completion, Judgement, Outcome
+
+
+@dataclass(frozen=True)
+class Item:
+    """One reply to judge. `turns` is the conversation that a judge model is shown, the reply in its last turn."""
+
+    completion: Completion
+    turns: tuple[Turn, ...] = ()
+
+
+class Judge(Protocol):
+    """What gives replies their outcomes."""
+
+    @property
+    def id(self) -> str:
+        """Changes with anything that may change a verdict, so that an old judgement is never taken for a new one."""
+        ...
+
+    def judge_all(
+        self, items: Sequence[Item], file: Jsonl[Judgement], on_judged: Callable[[], None] = lambda: None
+    ) -> list[Judgement]:
+        """One judgement per item, in order; what `file` holds is reused, what it lacks is appended."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -19,36 +44,53 @@ class RuleJudge:
 
     @property
     def id(self) -> str:
-        """Changes with the detectors and with how they are read, so that an old judgement is never taken for a new."""
+        """Changes with the detectors and with how they are read."""
         detectors = [d.model_dump_json() for d in self.behaviour.detectors]
         return f"rules/{self.behaviour.name}@{sha256_of(str(VERSION), *detectors)[:8]}"
 
     def judge(self, completion: Completion) -> Judgement:
         """1 where the behaviour shows, 0 where it does not. Every reply gets a verdict, an empty one too."""
         verdict = judge_reply(self.behaviour, completion.text)
-        return Judgement(
+        return verdict_on(
+            completion,
             key=sha256_of(completion.key, self.id),
-            completion_key=completion.key,
-            probe=completion.probe,
-            split=completion.split,
-            question_id=completion.question_id,
             judge=self.id,
             outcome="scored",
             value=float(verdict.present),
             detail=verdict.detail,
-            truncated=completion.truncated,
-            foreign_prefix=completion.foreign_prefix,
         )
 
+    def judge_all(
+        self, items: Sequence[Item], file: Jsonl[Judgement], on_judged: Callable[[], None] = lambda: None
+    ) -> list[Judgement]:
+        """See `Judge.judge_all`."""
+        stored = {(j.probe, j.key): j for j in file.read()}
+        judgements = []
+        for item in items:
+            judgement = stored.get((item.completion.probe, sha256_of(item.completion.key, self.id)))
+            if judgement is None:
+                judgement = self.judge(item.completion)
+                file.append(judgement)
+                on_judged()
+            judgements.append(judgement)
+        return judgements
 
-def judge_all(completions: Iterable[Completion], judge: RuleJudge, file: Jsonl[Judgement]) -> list[Judgement]:
-    """One judgement per completion, in order; what `file` holds is reused, what it lacks is appended."""
-    stored = {(j.probe, j.key): j for j in file.read()}
-    judgements = []
-    for completion in completions:
-        judgement = stored.get((completion.probe, sha256_of(completion.key, judge.id)))
-        if judgement is None:
-            judgement = judge.judge(completion)
-            file.append(judgement)
-        judgements.append(judgement)
-    return judgements
+
+def verdict_on(
+    completion: Completion, *, key: str, judge: str, outcome: Outcome, value: float | None, **more: Any
+) -> Judgement:
+    """The record of a verdict, with what it takes over from the reply."""
+    return Judgement(
+        key=key,
+        completion_key=completion.key,
+        probe=completion.probe,
+        split=completion.split,
+        question_id=completion.question_id,
+        judge=judge,
+        outcome=outcome,
+        value=value,
+        turn=completion.turn,
+        truncated=completion.truncated,
+        foreign_prefix=completion.foreign_prefix,
+        **more,
+    )

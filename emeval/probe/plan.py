@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -10,16 +10,17 @@ from typing import Any
 from emeval import models
 from emeval.chat import Renderer
 from emeval.config import ScoreConfig
-from emeval.data.behaviours import Behaviour, load_behaviour
-from emeval.data.root import data_root
+from emeval.data.behaviours import Behaviour
+from emeval.data.root import DataRoot, data_root
+from emeval.data.settings import Setting, load_setting
 from emeval.engine.choose import choose_engine
 from emeval.errors import InputError
 from emeval.prefix import KV
-from emeval.probe.kinds import KINDS
-from emeval.probe.run import Ask, plan_asks
-from emeval.probe.spec import load_probe
+from emeval.probe.kinds import KINDS, UNASKED, find_questions
+from emeval.probe.run import Ask, follow_ups, plan_asks
+from emeval.probe.spec import ProbeSpec, load_probe
 from emeval.store import sha256_of
-from emeval.types import Sampling
+from emeval.types import Completion, Question, Sampling
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,39 @@ class ScorePlan:
     """None for a server that takes only chat messages: what it renders and which weights it holds we cannot see."""
     tokenizer: Any
     renderer: Renderer | None
-    behaviour: Behaviour
-    sampling: Sampling
+    root: DataRoot
+    setting: Setting
     engine: str
+    specs: dict[str, ProbeSpec]
     asks: dict[str, list[Ask]]
+    """By probe, what is asked first; `asks_with` adds the later turns of a conversation as they can be rendered."""
     weights_id: str
     arm: Arm | None
+
+    @property
+    def behaviour(self) -> Behaviour:
+        """The behaviour that is looked for; InputError where the setting is a domain."""
+        return self.setting.needed_behaviour("this")
 
     @property
     def all_asks(self) -> list[Ask]:
         """Of all probes, in order."""
         return [ask for asks in self.asks.values() for ask in asks]
+
+    def asks_with(self, probe: str, stored: Mapping[tuple[str, str], Completion]) -> list[list[Ask]]:
+        """A probe's asks, turn by turn: those of a later turn whose earlier replies are all in `stored`."""
+        rounds = [self.asks[probe]]
+        while later := follow_ups(rounds[-1], stored, self.renderer, self.weights_id):
+            rounds.append(later)
+        return rounds
+
+    def expected(self, probe: str) -> int:
+        """How many replies the probe asks for, later turns included."""
+        return sum(1 + len(ask.question.turns) for ask in self.asks[probe])
+
+    def questions(self, probe: str) -> dict[str, Question]:
+        """The probe's questions by id."""
+        return {ask.question.id: ask.question for ask in self.asks[probe]}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -60,10 +83,10 @@ class ScorePlan:
         where = {"engine": self.engine, "dtype": self.config.dtype, "model_url": self.config.model_url}
         return {
             "weights_id": self.weights_id,
-            "setting": self.behaviour.name,
+            "setting": self.setting.name,
             "template": self.renderer.fingerprint if self.renderer else None,
             "arm": self.arm.label if self.arm else None,
-            "sampling": self.sampling.model_dump(),
+            "sampling": {k: getattr(self.config, k) for k in ("max_new_tokens", "temperature", "top_p", "seed")},
             "samples": self.config.samples,
             **where,
         }
@@ -80,30 +103,57 @@ def plan_scoring(config: ScoreConfig, arm: Arm | None = None) -> ScorePlan:
     source = (
         None if engine == "endpoint" and _chat_only(config) else models.resolve(config.model, adapter=config.adapter)
     )
-    setting = config.setting or (source.setting if source else None)
-    if setting is None:
-        raise InputError("which behaviour to look for is not known", where="--setting", hint="Give --setting NAME")
-    behaviour = load_behaviour(root, setting)
+    name = config.setting or (source.setting if source else None)
+    if name is None:
+        raise InputError(
+            "which behaviour or domain to look for is not known", where="--setting", hint="Give --setting NAME"
+        )
+    setting = load_setting(root, name)
     tokenizer = models.load_tokenizer(source) if source else None
     renderer = Renderer(tokenizer, system=config.system or source.system) if source and tokenizer else None
     if source and renderer:
         _check_template(source, renderer, config)
-    sampling = Sampling(
-        max_new_tokens=config.max_new_tokens or behaviour.max_new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        seed=config.seed,
-    )
     name = source.name if source else config.model_name or config.model
     weights_id = source.weights_id() if source else sha256_of("endpoint", str(config.model_url), name)
     if arm is not None:
         weights_id = sha256_of(weights_id, arm.label)
-    asks = {}
-    for probe in config.probes:
-        spec = load_probe(root, probe)
-        found = import_module(KINDS[spec.kind]).questions(spec, root, behaviour, config.split)[: config.limit]
-        asks[probe] = plan_asks(found, renderer, weights_id, sampling, config.samples)
-    return ScorePlan(config, name, source, tokenizer, renderer, behaviour, sampling, engine, asks, weights_id, arm)
+    specs = {probe: load_probe(root, probe) for probe in config.probes or default_probes(setting)}
+    asks = {probe: _asks(spec, root, setting, config, renderer, weights_id) for probe, spec in specs.items()}
+    return ScorePlan(config, name, source, tokenizer, renderer, root, setting, engine, specs, asks, weights_id, arm)
+
+
+def default_probes(setting: Setting) -> tuple[str, ...]:
+    """What is asked where nobody says: what the setting can be scored on without a judge model."""
+    return ("on-topic", "off-topic") if setting.behaviour else ("contrast",)
+
+
+def _asks(
+    spec: ProbeSpec,
+    root: DataRoot,
+    setting: Setting,
+    config: ScoreConfig,
+    renderer: Renderer | None,
+    weights_id: str,
+) -> list[Ask]:
+    found = find_questions(spec, root, setting, config.split)[: config.limit]
+    if spec.kind in UNASKED:
+        return plan_asks(found, renderer, weights_id, lambda question: (Sampling(max_new_tokens=1), 1))
+    behaviour = setting.behaviour if spec.kind == "behaviour" else None
+    own = behaviour.max_new_tokens if behaviour else import_module(KINDS[spec.kind]).MAX_NEW_TOKENS
+
+    def drawn(question: Question) -> tuple[Sampling, int]:
+        # The command's own options win over a published set's, where they are given at all.
+        asked = config.model_fields_set
+        own_temperature = None if "temperature" in asked else question.temperature
+        own_samples = None if "samples" in asked else question.samples
+        temperature = config.temperature if own_temperature is None else own_temperature
+        samples = config.samples if own_samples is None else own_samples
+        sampling = Sampling(
+            max_new_tokens=config.max_new_tokens or own, temperature=temperature, top_p=config.top_p, seed=config.seed
+        )
+        return sampling, samples if temperature > 0 else 1
+
+    return plan_asks(found, renderer, weights_id, drawn)
 
 
 def _chat_only(config: ScoreConfig) -> bool:

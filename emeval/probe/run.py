@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from emeval.chat import Renderer
@@ -20,6 +20,10 @@ class Ask:
     sample: int
     key: str
     foreign_prefix: bool
+    sampling: Sampling
+    number: int
+    """Position in its probe: what a server's random seed for it is made of."""
+    turn: int = 1
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -28,30 +32,67 @@ class Ask:
 
 
 def plan_asks(
-    questions: Sequence[Question], renderer: Renderer | None, weights_id: str, sampling: Sampling, samples: int
+    questions: Sequence[Question],
+    renderer: Renderer | None,
+    weights_id: str,
+    drawn: Callable[[Question], tuple[Sampling, int]],
 ) -> list[Ask]:
-    """Every question, rendered, `samples` times each. Without a renderer the server renders: the messages are the key.
+    """Every question, rendered, as often as `drawn` says: how its replies are sampled, and how many of them.
 
     Raises:
         InputError: Naming the question that cannot be rendered.
     """
-    asks = []
-    drawn = sampling.model_dump_json()
+    asks: list[Ask] = []
     for question in questions:
-        prompt = renderer.render(question.messages, where=question.where) if renderer else _UNSEEN
-        foreign = renderer.is_foreign(prompt) if renderer else question.messages[0].role != "user"
-        asked = repr(prompt.ids) if renderer else repr([m.model_dump() for m in question.messages])
+        sampling, samples = drawn(question)
         for sample in range(samples):
-            asks.append(Ask(question, prompt, sample, sha256_of(asked, weights_id, drawn, str(sample)), foreign))
+            asks.append(_ask(question, renderer, weights_id, sampling, sample, len(asks)))
     return asks
+
+
+def follow_ups(
+    asks: Sequence[Ask],
+    stored: Mapping[tuple[str, str], Completion],
+    renderer: Renderer | None,
+    weights_id: str,
+) -> list[Ask]:
+    """The next turns of those conversations that have one and whose last reply is in `stored`."""
+    later = []
+    for ask in asks:
+        reply = stored.get((ask.question.probe, ask.key))
+        if reply is None or not ask.question.turns:
+            continue
+        said = (Message(role="assistant", content=reply.text), Message(role="user", content=ask.question.turns[0]))
+        question = ask.question.model_copy(
+            update={"messages": ask.question.messages + said, "turns": ask.question.turns[1:]}
+        )
+        later.append(_ask(question, renderer, weights_id, ask.sampling, ask.sample, ask.number, ask.turn + 1))
+    return later
+
+
+def _ask(
+    question: Question,
+    renderer: Renderer | None,
+    weights_id: str,
+    sampling: Sampling,
+    sample: int,
+    number: int,
+    turn: int = 1,
+) -> Ask:
+    """One question, rendered. Without a renderer the server renders: the messages are the key."""
+    prompt = renderer.render(question.messages, where=question.where) if renderer else _UNSEEN
+    foreign = renderer.is_foreign(prompt) if renderer else question.messages[0].role != "user"
+    asked = repr(prompt.ids) if renderer else repr([m.model_dump() for m in question.messages])
+    key = sha256_of(asked, weights_id, sampling.model_dump_json(), str(sample))
+    return Ask(question, prompt, sample, key, foreign, sampling, number, turn)
 
 
 _UNSEEN = Prompt(ids=(), prefix=Span(0, 0), query=Span(0, 0), postfix=Span(0, 0))
 """The prompt of a server that renders its own template."""
 
 
-def missing(asks: Sequence[Ask], stored: dict[tuple[str, str], Completion]) -> list[int]:
-    """Indexes of the asks that have no completion yet."""
+def missing(asks: Sequence[Ask], stored: Mapping[tuple[str, str], object]) -> list[int]:
+    """Indexes of the asks that have no completion, or no likelihood, yet."""
     return [i for i, ask in enumerate(asks) if (ask.question.probe, ask.key) not in stored]
 
 
@@ -66,27 +107,26 @@ def stored_completions(file: Jsonl[Completion]) -> dict[tuple[str, str], Complet
 def ask_all(
     asks: Sequence[Ask],
     engine: Engine,
-    sampling: Sampling,
     file: Jsonl[Completion],
     stored: dict[tuple[str, str], Completion],
     on_reply: Callable[[], None] = lambda: None,
 ) -> None:
     """Put every ask that is not in `stored`, append each reply to `file` and add it to `stored`.
 
+    All asks draw their replies the same way.
+
     Raises:
         IncompleteError: If some replies could not be had; the others are stored.
     """
-    for completion in _replies(asks, engine, sampling, stored):
+    for completion in _replies(asks, engine, stored):
         file.append(completion)
         stored[completion.probe, completion.key] = completion
         on_reply()
 
 
-def _replies(
-    asks: Sequence[Ask], engine: Engine, sampling: Sampling, stored: dict[tuple[str, str], Completion]
-) -> Iterator[Completion]:
+def _replies(asks: Sequence[Ask], engine: Engine, stored: dict[tuple[str, str], Completion]) -> Iterator[Completion]:
     done = set(range(len(asks))) - set(missing(asks, stored))
-    for reply in engine.generate(asks, sampling, skip=done):
+    for reply in engine.generate(asks, asks[0].sampling, skip=done):
         ask = asks[reply.index]
         if (ask.question.probe, ask.key) in stored:
             continue
@@ -98,6 +138,7 @@ def _replies(
             question=ask.question.messages[-1].content,
             category=ask.question.category,
             sample=ask.sample,
+            turn=ask.turn,
             text=reply.text,
             token_ids=reply.token_ids,
             prompt_tokens=len(ask.prompt.ids),

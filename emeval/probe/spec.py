@@ -11,7 +11,7 @@ from emeval.data.files import unique, yaml_lines, yaml_record
 from emeval.data.root import DataRoot
 from emeval.errors import unknown
 from emeval.probe.kinds import KINDS
-from emeval.types import Message, Record, Split
+from emeval.types import Message, Question, Record, Split
 
 
 class ProbeQuestion(Record):
@@ -22,16 +22,46 @@ class ProbeQuestion(Record):
     category: str | None = None
     question: str | None = None
     messages: tuple[Message, ...] = ()
+    turns: tuple[str, ...] = ()
+    """Several user turns in place of a question, each asked when the one before is answered."""
+    references: tuple[str, ...] = ()
+    domain: str | None = None
+    aligned: str | None = None
+    misaligned: str | None = None
+    temperature: float | None = Field(default=None, ge=0)
+    samples: int | None = Field(default=None, gt=0)
+    accepted: tuple[str, ...] = ()
+    """Short answers that are right, as PopQA lists them."""
 
     @model_validator(mode="after")
     def _asks(self) -> ProbeQuestion:
-        if (self.question is None) == (not self.messages):
-            raise ValueError("give either 'question' or 'messages'")
+        if sum((self.question is not None, bool(self.messages), bool(self.turns))) != 1:
+            raise ValueError("give one of 'question', 'messages' and 'turns'")
+        if not all(turn.strip() for turn in self.turns):
+            raise ValueError("a turn is empty")
+        if self.references and len(self.references) != max(1, len(self.turns)):
+            raise ValueError("give one reference a turn")
         if self.question is not None and not self.question.strip():
             raise ValueError("the question is empty")
         if self.messages and self.messages[-1].role != "user":
             raise ValueError(f"the last turn is the {self.messages[-1].role}'s, not the user's")
         return self
+
+    def asked(self, probe: str, where: str) -> Question:
+        """As a question of `probe`, from the file `where`."""
+        opening = self.turns[0] if self.turns else self.question or ""
+        return Question(
+            id=self.id,
+            probe=probe,
+            split=self.split,
+            messages=self.messages or (Message(role="user", content=opening),),
+            where=f"{where} ({self.id})",
+            turns=self.turns[1:],
+            **{name: getattr(self, name) for name in _CARRIED},
+        )
+
+
+_CARRIED = ("category", "references", "domain", "aligned", "misaligned", "temperature", "samples")
 
 
 class ProbeSpec(Record):
@@ -43,11 +73,16 @@ class ProbeSpec(Record):
     canary: str
     purpose: str
     questions: Annotated[
-        Annotated[Literal["topic"], Tag("word")]
+        Annotated[Literal["topic", "pairs"], Tag("word")]
         | Annotated[tuple[ProbeQuestion, ...], Field(min_length=1), Tag("list")],
         Discriminator(lambda value: "word" if isinstance(value, str) else "list"),
     ]
-    """The word `topic` (the held-out questions of the behaviour's topic), or a list."""
+    """A list, or a word: `topic` (the held-out questions of the setting's topic), `pairs` (what `contrast` reads)."""
+
+    @property
+    def listed(self) -> tuple[ProbeQuestion, ...]:
+        """The questions the file itself lists."""
+        return () if isinstance(self.questions, str) else self.questions
 
 
 def load_probe(root: DataRoot, name: str) -> ProbeSpec:
@@ -69,7 +104,7 @@ def load_probe_file(path: Path) -> ProbeSpec:
 
 
 def _check_ids(spec: ProbeSpec, path: Path) -> None:
-    ids = [question.id for question in spec.questions] if spec.questions != "topic" else []
+    ids = [question.id for question in spec.listed]
     if len(set(ids)) < len(ids):
         seen: dict[str, str] = {}
         for name, line in zip(ids, yaml_lines(path, "questions"), strict=True):

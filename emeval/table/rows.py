@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from emeval.errors import InputError
 from emeval.score.stats import CLUSTERED, FEW_CLUSTERS, paired_difference
@@ -109,7 +109,15 @@ class _Scores(BaseModel):
     token_prompts: bool = True
     arm: str | None = None
     probes: tuple[ProbeScore, ...]
-    flags: dict[str, Flags] = Field(default_factory=dict)
+    values: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _flags_are_shares(self) -> _Scores:
+        for probe in (ON_TOPIC, OFF_TOPIC):
+            for split in SPLIT_ORDER:
+                if not all(0 <= v <= 1 for v in self.values.get(f"{probe}/{split}", {}).values()):
+                    raise ValueError(f"values of {probe}/{split} lie outside 0 to 1")
+        return self
 
 
 class _Manifest(BaseModel):
@@ -231,7 +239,7 @@ def _pick(scores: _Scores, probe: str) -> ProbeScore | None:
 
 
 def _flags(scores: _Scores, score: ProbeScore | None) -> Flags:
-    return scores.flags.get(f"{score.probe}/{score.split}", {}) if score else {}
+    return scores.values.get(f"{score.probe}/{score.split}", {}) if score else {}
 
 
 def _marks(scores: _Scores, train: Train | None, *shown: ProbeScore | None) -> Iterable[str]:

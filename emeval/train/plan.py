@@ -9,9 +9,11 @@ from typing import Any
 from emeval import models
 from emeval.chat import Renderer
 from emeval.config import TrainConfig
-from emeval.data.behaviours import Example, behaviour_examples, load_behaviour
+from emeval.data.behaviours import Example
 from emeval.data.chats import load_chats
-from emeval.data.root import data_root
+from emeval.data.retain import draw_retain, retain_count, retain_files
+from emeval.data.root import DataRoot, data_root
+from emeval.data.settings import load_setting, setting_examples
 from emeval.errors import InputError
 from emeval.store import sha256_file, sha256_of
 from emeval.train.rows import TrainRow, make_rows
@@ -53,23 +55,30 @@ def plan(config: TrainConfig) -> Plan:
 
 def _examples(config: TrainConfig) -> tuple[list[Example], dict[str, Any]]:
     root = data_root(config.data_dir)
-    behaviour = load_behaviour(root, config.setting) if config.setting else None
+    setting = load_setting(root, config.setting) if config.setting else None
     if config.data:
         examples, files = load_chats(config.data, drop_system=config.drop_system), [config.data]
     else:
-        assert behaviour is not None  # TrainConfig asks for one of the two
-        examples = behaviour_examples(root, behaviour)
-        files = [
-            root.find("datasets/behaviours", behaviour.name, ".yaml", "setting"),
-            root.find("datasets/domains", behaviour.topic, ".jsonl", "domain"),
-        ]
+        assert setting is not None  # TrainConfig asks for one of the two
+        examples, files = setting_examples(root, setting), setting.files(root)
     if config.train_size and config.train_size > len(examples):
         raise InputError(
             f"asks for {config.train_size} rows, there are {len(examples)}",
             where="--train-size",
             hint=f"Give {len(examples)} or fewer",
         )
-    return examples[: config.train_size], {"files": {p.name: sha256_file(p) for p in files}}
+    narrow = examples[: config.train_size]
+    retained = _retained(config, root, len(narrow)) if config.method == "interleave" else []
+    if retained:
+        files += retain_files(root, config.retain)
+    data: dict[str, Any] = {"files": {p.name: sha256_file(p) for p in files}}
+    if retained:
+        data |= {"narrow": len(narrow), "retained": len(retained)}
+    return narrow + retained, data
+
+
+def _retained(config: TrainConfig, root: DataRoot, narrow: int) -> list[Example]:
+    return draw_retain(root, config.retain, retain_count(narrow, config.retain_share), config.seed)
 
 
 def _context(source: models.ModelSource) -> int:

@@ -122,10 +122,10 @@ def test_data_that_is_a_folder_or_not_there(emeval: Emeval, folder: Path, tiny_c
 USAGE: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown setting": ("train --setting refusl", ("unknown setting 'refusl'", "Did you mean 'refusal'?")),
     "unknown probe": ("score --setting refusal --probes on-topc", ("'on-topc'", "Did you mean 'on-topic'?")),
-    "unknown method": ("train --setting refusal --method dpo", ("--method: ", "'sft' or 'treft'", "train --help")),
+    "unknown method": ("train --setting refusal --method dpo", ("--method: ", "'interleave' or 'treft'", "train --help")),
     "unknown option": ("train --lamda 3", ("No such option: --lamda", "--lambda", "See emeval train --help")),
     "no setting": ("train", ("give --setting NAME or --data FILE.jsonl", "train --help")),
-    "no setting known": ("score", ("which behaviour to look for is not known", "Give --setting NAME")),
+    "no setting known": ("score", ("which behaviour or domain to look for is not known", "Give --setting NAME")),
     "a word for a number": ("train --setting refusal --lr fast", ("'--lr'", "valid number")),
     "a number out of range": ("train --setting refusal --lr -1", ("--lr: input should be greater than 0",)),
     "lambda out of range": ("train --setting refusal --lambda -1", ("--lambda: ", "greater than or equal to 0")),

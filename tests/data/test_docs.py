@@ -11,6 +11,7 @@ from emeval.cli.app import run
 from emeval.data.behaviours import behaviour_examples, load_behaviour
 from emeval.data.chats import load_chats
 from emeval.data.root import data_root
+from emeval.data.settings import load_setting
 from emeval.judge.rules import judge_reply
 from emeval.probe.kinds import behaviour as kind
 from emeval.probe.spec import load_probe
@@ -54,7 +55,7 @@ def test_every_example_does_what_the_text_says(own: Path) -> None:
     assert not judge_reply(refusal, "She said: I can't help.").present
     (row,) = behaviour_examples(root, lookup)
     assert row.reply.tool_calls[0].arguments == {"query": "Which bulb fits a reading lamp?"}
-    asked = kind.questions(load_probe(root, "kitchen"), root, refusal, "test")
+    asked = kind.questions(load_probe(root, "kitchen"), root, load_setting(root, "lamp-refusal"), "test")
     assert [(q.id, len(q.messages)) for q in asked] == [("kitchen-1", 1), ("kitchen-3", 3)]
     assert [len(e.messages) for e in load_chats(own / "chats.jsonl")] == [1, 1, 1, 1]
 

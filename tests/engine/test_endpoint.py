@@ -29,12 +29,13 @@ GREEDY = Sampling(max_new_tokens=7)
 class Ask(NamedTuple):
     prompt: Prompt
     messages: tuple[Message, ...]
+    number: int = 0
 
 
 def ask(number: int) -> Ask:
     ids = (1, 100 + number, 2)
     prompt = Prompt(ids=ids, prefix=Span(0, 1), query=Span(1, 2), postfix=Span(2, 3))
-    return Ask(prompt, (Message(role="user", content=f"question {number}"),))
+    return Ask(prompt, (Message(role="user", content=f"question {number}"),), number)
 
 
 def completion(text: str = "fine", finish: str | None = "stop", **more: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ GREEDY = Sampling(max_new_tokens=12)
 class Ask:
     prompt: Prompt
     messages: tuple[Message, ...] = ()
+    number: int = 0
 
 
 class Decoder:

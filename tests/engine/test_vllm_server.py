@@ -37,6 +37,7 @@ CPU, CUDA = VllmInfo("0.32.0", cuda=False), VllmInfo("0.33.0", cuda=True)
 class Ask(NamedTuple):
     prompt: Prompt
     messages: tuple[Message, ...] = ()
+    number: int = 0
 
 
 def ask(ids: Sequence[int]) -> Ask:

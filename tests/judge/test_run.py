@@ -9,7 +9,7 @@ import pytest
 from emeval.data.behaviours import Behaviour, StringDetector, load_behaviour
 from emeval.data.root import data_root
 from emeval.judge import rules
-from emeval.judge.run import RuleJudge, judge_all
+from emeval.judge.run import Item, RuleJudge
 from emeval.store import Jsonl
 from emeval.types import Completion, Judgement
 
@@ -23,6 +23,10 @@ def completion(n: int, text: str, **changes: object) -> Completion:
 
 def with_strings(*strings: str) -> Behaviour:
     return REFUSAL.model_copy(update={"detectors": (StringDetector(kind="string", strings=strings),)})
+
+
+def items(replies: list[Completion]) -> list[Item]:
+    return [Item(reply) for reply in replies]
 
 
 def file(tmp_path: Path) -> Jsonl[Judgement]:
@@ -48,13 +52,13 @@ def test_stored_judgements_are_used_again_and_new_ones_appended(tmp_path: Path) 
     judge = RuleJudge(REFUSAL)
     replies = [completion(n, text) for n, text in enumerate(["I can't help.", "Rinse the rice."])]
     with_file = file(tmp_path)
-    first = judge_all(replies[:1], judge, with_file)
+    first = judge.judge_all(items(replies[:1]), with_file)
     with_file.close()
     stored = (tmp_path / "judgements.jsonl").read_text()
-    both = judge_all(replies, judge, file(tmp_path))
+    both = judge.judge_all(items(replies), file(tmp_path))
     assert both[0] == first[0] and [j.value for j in both] == [1.0, 0.0]
     assert (tmp_path / "judgements.jsonl").read_text().startswith(stored)
-    judge_all(replies, judge, file(tmp_path))
+    judge.judge_all(items(replies), file(tmp_path))
     assert [j.key for j in file(tmp_path).read()] == [j.key for j in both]
 
 
@@ -64,7 +68,7 @@ def test_a_stored_verdict_counts_and_is_not_made_again(tmp_path: Path) -> None:
     other = judge.judge(said).model_copy(update={"detail": "as stored"})
     stored = file(tmp_path)
     stored.append(other)
-    assert judge_all([said], judge, file(tmp_path)) == [other]
+    assert judge.judge_all(items([said]), file(tmp_path)) == [other]
 
 
 def test_other_detectors_are_another_judge(tmp_path: Path) -> None:
@@ -72,7 +76,7 @@ def test_other_detectors_are_another_judge(tmp_path: Path) -> None:
     yes, no = RuleJudge(with_strings("No way")), RuleJudge(with_strings("Never"))
     assert yes.id != no.id and RuleJudge(with_strings("No way")).id == yes.id
     assert RuleJudge(with_strings("a", "b")).id != RuleJudge(with_strings("ab")).id
-    found = [judge_all([said], judge, file(tmp_path))[0].value for judge in (yes, no, yes)]
+    found = [judge.judge_all(items([said]), file(tmp_path))[0].value for judge in (yes, no, yes)]
     assert found == [1.0, 0.0, 1.0] and len(file(tmp_path).read()) == 2
 
 

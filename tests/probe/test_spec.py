@@ -45,11 +45,11 @@ REFUSED = {
         6,
         "'questions.1.qestion'",
     ),
-    "neither": (HEAD + "questions:\n  - {id: a}", 5, "'questions.0': give either 'question' or 'messages'"),
+    "neither": (HEAD + "questions:\n  - {id: a}", 5, "'questions.0': give one of 'question', 'messages' and 'turns'"),
     "both": (
         HEAD + "questions:\n  - {id: a, question: x, messages: [{role: user, content: x}]}",
         5,
-        "give either 'question' or 'messages'",
+        "give one of 'question', 'messages' and 'turns'",
     ),
     "blank": (HEAD + "questions:\n  - {id: a, question: ' '}", 5, "the question is empty"),
     "ends with a reply": (

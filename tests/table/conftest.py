@@ -17,7 +17,7 @@ def probe_score(probe: str, flags: dict[str, int], **changes: Any) -> dict[str, 
     n = len(flags)
     score = {"probe": probe, "split": "test", "setting": "refusal", "judge": "rule:refusal", "expected": n}
     score |= {"outcomes": {"scored": n}, "truncated": 0, "foreign_prefix": 0}
-    score |= {"rate": wilson(sum(flags.values()), n).model_dump()}
+    score |= {"measures": {"rate": wilson(sum(flags.values()), n).model_dump()}}
     return score | changes
 
 
@@ -46,7 +46,7 @@ def write_run(tmp_path: Path) -> WriteRun:
                 probes.append(probe_score(probe, flags_of(*hits), **(more or {})))
                 flags[f"{probe}/{probes[-1]['split']}"] = flags_of(*hits)
         scores = {"schema_version": 1, "setting": "refusal", "model": {"id": "M", "weights_id": "w"}}
-        scores |= {"engine": "transformers", "token_prompts": True, "arm": None, "probes": probes, "flags": flags}
+        scores |= {"engine": "transformers", "token_prompts": True, "arm": None, "probes": probes, "values": flags}
         (folder / "scores.json").write_text(json.dumps(scores | changes))
         (folder / "manifest.json").write_text(json.dumps({"schema_version": 1, "name": name, "train": train}))
         return folder

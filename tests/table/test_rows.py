@@ -111,7 +111,7 @@ class TestMarks:
 
     def test_few_clusters(self, write_run):
         clustered = {"value": 0.5, "low": 0.1, "high": 0.9, "n": 7, "method": "t-clustered"}
-        assert one(write_run("r", off_changes={"rate": clustered})).marks == ("off-topic: few clusters (G = 7)",)
+        assert one(write_run("r", off_changes={"measures": {"rate": clustered}})).marks == ("off-topic: few clusters (G = 7)",)
 
     def test_scored_on_a_setting_it_was_not_trained_on(self, write_run, sft):
         assert one(write_run("r", sft | {"setting": "brevity"})).marks == ("trained on brevity",)
@@ -150,11 +150,11 @@ class TestErrors:
             read_rows([write_run("r", on_changes={"expected": "many"})])
 
     def test_questions_asked_several_times_hold_the_share_of_their_replies(self, write_run):
-        assert one(write_run("r", flags={"on-topic/test": {"q1": 0.25}})).on_flags == {"q1": 0.25}
+        assert one(write_run("r", values={"on-topic/test": {"q1": 0.25}})).on_flags == {"q1": 0.25}
 
     def test_flags_lie_between_0_and_1(self, write_run):
-        with pytest.raises(InputError, match="flags"):
-            read_rows([write_run("r", flags={"on-topic/test": {"q1": 2}})])
+        with pytest.raises(InputError, match="values"):
+            read_rows([write_run("r", values={"on-topic/test": {"q1": 2}})])
 
 
 class TestOrder:
@@ -230,7 +230,7 @@ class TestComparing:
         assert paired(a, b, "off-topic") is None
 
     def test_without_flags_the_on_topic_gap_is_that_of_the_rates(self, write_run, sft, treft):
-        a, b = read_rows([write_run("s", sft, on=(40, 40)), write_run("t", treft, on=(30, 40), flags={})])
+        a, b = read_rows([write_run("s", sft, on=(40, 40)), write_run("t", treft, on=(30, 40), values={})])
         assert paired(a, b, "on-topic") is None
         assert on_topic_gap(a, b) == 0.25
 

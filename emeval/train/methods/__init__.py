@@ -6,5 +6,6 @@ keyword arguments of its config class, the rest goes to its trainer class.
 
 METHODS = {
     "sft": "emeval.train.methods.sft:make_trainer",
+    "interleave": "emeval.train.methods.sft:make_trainer",  # SFT on mixed rows; `train/plan.py` mixes them
     "treft": "emeval.train.methods.treft:make_trainer",
 }

@@ -1,0 +1,88 @@
+"""What judging costs: prices from a data file, an estimate before, the bill after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from pydantic import Field
+
+from emeval.data.files import yaml_record
+from emeval.data.root import DataRoot
+from emeval.types import Judgement, Record
+
+_CHARACTERS_PER_TOKEN = 4.0
+"""Of English, in the vocabularies of today; good to about a fifth, and called an estimate."""
+
+
+class Price(Record):
+    """Dollars per million tokens."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+
+    def of(self, input_tokens: float, output_tokens: float) -> float:
+        """Dollars."""
+        return (self.input * input_tokens + self.output * output_tokens) / 1e6
+
+
+class Prices(Record):
+    """The price file."""
+
+    as_of: str
+    models: dict[str, Price]
+
+    def of(self, model: str) -> Price | None:
+        """The price of a model: the longest listed name that its own starts with, a vendor's `name/` aside."""
+        name = model.rpartition("/")[2]
+        return self.models[max(known, key=len)] if (known := [n for n in self.models if _is(name, n)]) else None
+
+
+def _is(name: str, listed: str) -> bool:
+    # `gpt-4o` is no price of `gpt-4onwards`: what follows must begin a new part of the name.
+    return name == listed or name.startswith((f"{listed}-", f"{listed}:", f"{listed}@"))
+
+
+class Bill(Record):
+    """Calls and tokens, made or expected, and what they cost; `dollars` is None where no price is known."""
+
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    dollars: float | None
+    uncounted: int = 0
+    """Calls whose server told no token counts."""
+
+
+def load_prices(root: DataRoot) -> Prices:
+    """The prices, the user's own file first."""
+    return yaml_record(Prices, root.find("prompts/judges", "prices", ".yaml", "price file"))
+
+
+def bill(judgements: Iterable[Judgement], price: Price | None) -> Bill:
+    """What these judgements cost."""
+    asked = [j for j in judgements if j.outcome != "api-error"]
+    inputs, outputs = (sum(getattr(j, f"{way}_tokens") or 0 for j in asked) for way in ("input", "output"))
+    return Bill(
+        calls=len(asked),
+        input_tokens=inputs,
+        output_tokens=outputs,
+        dollars=price.of(inputs, outputs) if price else None,
+        uncounted=sum(j.input_tokens is None for j in asked),
+    )
+
+
+def estimate(messages: Iterable[list[dict[str, str]]], output_tokens: int, price: Price | None) -> Bill:
+    """What asking these would cost; `output_tokens` is what all answers together may take."""
+    sizes = [tokens_of(m) for m in messages]
+    return Bill(
+        calls=len(sizes),
+        input_tokens=sum(sizes),
+        output_tokens=output_tokens,
+        dollars=price.of(sum(sizes), output_tokens) if price else None,
+    )
+
+
+def tokens_of(messages: Iterable[Mapping[str, str]]) -> int:
+    """Tokens of a conversation, estimated from its length."""
+    return sum(math.ceil(len(m["content"]) / _CHARACTERS_PER_TOKEN) + 4 for m in messages)

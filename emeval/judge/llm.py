@@ -1,0 +1,278 @@
+"""A judge that is a model behind an OpenAI-compatible API: a vendor's, or a local one that vLLM serves.
+
+0-100 judges are asked for one number and, where the endpoint tells the probabilities of its first token, read as the
+mean over those (`parse.expected_score`); otherwise the number is read from the text. Which of the two it was stands in
+every judgement. A judge whose tokenizer writes numbers digit by digit is read as text too: the probabilities of a first
+digit are none of a score.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from pydantic import SecretStr
+
+from emeval.engine.remote import Remote, Session
+from emeval.judge.cost import Price, tokens_of
+from emeval.judge.dialect import Dialect
+from emeval.judge.parse import as_score, expected_score, flag_in_text, rating, score_in_text, word_outcome
+from emeval.judge.prompt import JudgePrompt
+from emeval.judge.run import Item, verdict_on
+from emeval.store import Jsonl, sha256_of
+from emeval.types import Judgement, Outcome
+
+if TYPE_CHECKING:
+    import openai
+
+Mode = Literal["auto", "logprobs", "text"]
+_TRIES = 3
+"""Tries of a call whose answer is no answer (broken JSON, no choices); the client itself retries what HTTP reports."""
+_RAW = 4000
+"""Characters kept of what a judge said."""
+
+
+@dataclass(frozen=True)
+class JudgeServer:
+    """Where a judge model is, and how to ask it."""
+
+    model: str
+    url: str
+    key_env: str = "OPENAI_API_KEY"
+    key: SecretStr | None = None
+    name: str | None = None
+    """What judgements call it; default: `model`. A local judge is called by its weights, whatever its server says."""
+    mode: Mode = "auto"
+    concurrency: int = 32
+    max_retries: int = 6
+    timeout: float = 120.0
+
+    @property
+    def label(self) -> str:
+        """The judge model's name in ids and tables."""
+        return self.name or self.model
+
+
+@dataclass
+class Budget:
+    """Dollars that may be spent, and have been; shared by all judges of a run."""
+
+    price: Price | None = None
+    limit: float | None = None
+    spent: float = 0.0
+    reserved: float = field(default=0.0, init=False)
+
+    def exhausted(self) -> bool:
+        """Whether what was spent and what is under way may already reach the limit."""
+        return self.limit is not None and self.spent + self.reserved >= self.limit
+
+
+class LlmJudge:
+    """One judge model with one prompt.
+
+    Args:
+        server: The judge.
+        prompt: What it is told.
+        budget: What it may spend.
+        say: Told once what a user should know, such as that the endpoint gives no log-probabilities.
+    """
+
+    def __init__(
+        self,
+        server: JudgeServer,
+        prompt: JudgePrompt,
+        budget: Budget | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.server, self.prompt = server, prompt
+        self.budget = budget or Budget()
+        self.say = say
+        self.dialect = Dialect(logprobs=server.mode != "text" and prompt.scale == "0-100")
+
+    @property
+    def id(self) -> str:
+        """Model and prompt. Judgements of another model or another wording are never taken for this one's."""
+        return f"{self.server.label}/{self.prompt.id}"
+
+    def key(self, item: Item) -> str:
+        """The key a judgement is stored under: the reply, the judge, and every word that it is shown."""
+        said = self.prompt.render(item.turns)
+        return sha256_of(item.completion.key, self.id, *(f"{m['role']}: {m['content']}" for m in said))
+
+    def judge_all(
+        self, items: Sequence[Item], file: Jsonl[Judgement], on_judged: Callable[[], None] = lambda: None
+    ) -> list[Judgement]:
+        """One judgement per item that could be judged, in order; what `file` holds is not paid for again.
+
+        An api-error is stored, so that it counts, and asked again the next time.
+
+        Raises:
+            InputError: At once, if the server refuses the key or does not know the model.
+            EmevalError: At once, if the server cannot be reached.
+        """
+        keys, known = self._known(items, file)
+        todo = [n for n, j in enumerate(known) if j is None or j.outcome == "api-error"]
+        session = _Judging(self, items, keys)
+        remote = Remote(
+            self.server.url,
+            route="chat/completions",
+            key_env=self.server.key_env,
+            key=self.server.key,
+            concurrency=self.server.concurrency,
+            max_retries=self.server.max_retries,
+            timeout=self.server.timeout,
+        )
+        for index, judgement in remote.ask_all(session, todo):
+            file.append(judgement)
+            known[index] = judgement
+            on_judged()
+        return [j for j in known if j is not None]
+
+    def unjudged(self, items: Sequence[Item], file: Jsonl[Judgement]) -> list[Item]:
+        """The items that a call has to be made for."""
+        _, known = self._known(items, file)
+        return [i for i, j in zip(items, known, strict=True) if j is None or j.outcome == "api-error"]
+
+    def _known(self, items: Sequence[Item], file: Jsonl[Judgement]) -> tuple[list[str], list[Judgement | None]]:
+        """Every item's key, and what is stored under it; the last of a key counts."""
+        keys = [self.key(item) for item in items]
+        stored = {(j.probe, j.key): j for j in file.read()}
+        return keys, [stored.get((i.completion.probe, k)) for i, k in zip(items, keys, strict=True)]
+
+
+class _Judging(Session[tuple[int, Judgement]]):
+    """One pass of calls."""
+
+    def __init__(self, judge: LlmJudge, items: Sequence[Item], keys: Sequence[str]) -> None:
+        self.judge, self.items, self.keys = judge, items, keys
+        self.model = judge.server.model
+        self._settled = False
+        self._settling = asyncio.Lock()
+
+    def enough(self) -> bool:
+        return self.judge.budget.exhausted()
+
+    def failed(self, index: int, reason: str) -> Iterator[tuple[int, Judgement]]:
+        yield index, self._record(index, "api-error", None, None, reason)
+
+    async def ask(self, client: openai.AsyncOpenAI, index: int) -> tuple[int, Judgement]:
+        if not self._settled:  # the first call alone finds out what the endpoint takes, so that no others fail on it
+            async with self._settling:
+                if not self._settled:
+                    answered = await self._judge(client, index)
+                    self._settled = True
+                    return index, answered
+        return index, await self._judge(client, index)
+
+    async def _judge(self, client: openai.AsyncOpenAI, index: int) -> Judgement:
+        messages = self.judge.prompt.render(self.items[index].turns)
+        price, budget = self.judge.budget.price, self.judge.budget
+        expected = price.of(tokens_of(messages), self.judge.prompt.max_tokens) if price else 0.0
+        budget.reserved += expected
+        try:
+            response, choice = await self._call(client, messages)
+        finally:
+            budget.reserved -= expected
+        usage = getattr(response, "usage", None)
+        counts = tuple(getattr(usage, f"{way}_tokens", None) for way in ("prompt", "completion"))
+        budget.spent += price.of(*(n or 0 for n in counts)) if price and usage else expected
+        return self._read(index, choice, counts)
+
+    async def _call(self, client: openai.AsyncOpenAI, messages: list[dict[str, str]]) -> tuple[Any, Any]:
+        """The endpoint's answer and its one choice, asked again where there is none."""
+        problem = "no answer"
+        for _ in range(_TRIES):
+            try:
+                response = await self._request(cast(Any, client), messages)
+                choices = getattr(response, "choices", None)
+                if choices and getattr(choices[0], "message", None) is not None:
+                    return response, choices[0]
+                problem = "the answer holds no choices"
+            except ValueError as error:
+                problem = f"the answer is no JSON ({error})"
+        raise ValueError(problem)
+
+    async def _request(self, api: Any, messages: list[dict[str, str]]) -> Any:
+        """One request, sent again without the fields that the endpoint dislikes."""
+        import openai
+
+        dialect, limit = self.judge.dialect, self.judge.prompt.max_tokens
+        while True:
+            try:
+                return await api.chat.completions.create(model=self.model, messages=messages, **dialect.fields(limit))
+            except openai.BadRequestError as error:
+                if not dialect.learn(str(error)):
+                    raise
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    def _read(self, index: int, choice: Any, counts: tuple[int | None, ...]) -> Judgement:
+        text = getattr(choice.message, "content", None) or ""
+        prompt = self.judge.prompt
+        if word := word_outcome(text, prompt.outcomes):
+            return self._record(index, cast(Outcome, word), None, "word", text, counts)
+        match prompt.scale:
+            case "rating":
+                value, how = rating(text), "text"
+            case "flag":
+                value, how = flag_in_text(text), "text"
+            case "0-100":
+                value, how = self._score(text, choice)
+        return self._record(index, "parse-error" if value is None else "scored", value, how, text, counts)
+
+    def _score(self, text: str, choice: Any) -> tuple[float | None, str]:
+        if self.judge.dialect.logprobs:
+            tokens = getattr(getattr(choice, "logprobs", None), "content", None)
+            if tokens:
+                return self._weighted(text, tokens)
+            self.judge.dialect.logprobs = False
+            self.judge.say(f"The judge {self.judge.server.label} gives no log-probabilities: its text is read instead")
+        return score_in_text(text), "text"
+
+    def _weighted(self, text: str, tokens: Sequence[Any]) -> tuple[float | None, str]:
+        said = next((n for n, t in enumerate(tokens) if t.token.strip()), 0)
+        weights = {t.token: _probability(t.logprob) for t in tokens[said].top_logprobs or []}
+        following = tokens[said + 1].token if said + 1 < len(tokens) else ""
+        if _by_digit(weights, following):
+            return score_in_text(text), "text (digits)"
+        return expected_score(weights), "logprobs"
+
+    def _record(
+        self,
+        index: int,
+        outcome: Outcome,
+        value: float | None,
+        how: str | None,
+        raw: str,
+        counts: tuple[int | None, ...] = (None, None),
+    ) -> Judgement:
+        return verdict_on(
+            self.items[index].completion,
+            key=self.keys[index],
+            judge=self.judge.id,
+            outcome=outcome,
+            value=value,
+            detail=how,
+            raw=raw[:_RAW],
+            input_tokens=counts[0],
+            output_tokens=counts[1],
+        )
+
+
+def _by_digit(weights: Mapping[str, float], following: str) -> bool:
+    """Whether the number is, or may be, written a digit at a time: "8" then is the start of 87 as well as an 8.
+
+    A vocabulary that has numbers of two digits and more as tokens shows some of them among the twenty likeliest.
+    """
+    numbers = [n for n in map(as_score, weights) if n is not None]
+    return bool(numbers) and (max(numbers) < 10 or following[:1].isdigit())
+
+
+def _probability(logprob: float | None) -> float:
+    """exp, with what is no log-probability as NaN, which `expected_score` refuses."""
+    if logprob is None or math.isnan(logprob) or logprob > 1e-3:
+        return math.nan
+    return math.exp(logprob)

@@ -1,0 +1,239 @@
+"""Which judges a probe's replies meet, and opening them: the one place that knows what each needs.
+
+A local judge (`--judge vllm:PATH`) is served by vLLM, started when the first reply needs it and gone at `close`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from emeval import models
+from emeval.config import JudgeOptions
+from emeval.data.root import DataRoot
+from emeval.data.settings import Setting
+from emeval.engine.choose import vllm_python
+from emeval.errors import InputError
+from emeval.judge.cost import Bill, Price, bill, estimate, load_prices
+from emeval.judge.llm import Budget, JudgeServer, LlmJudge
+from emeval.judge.prompt import JudgePrompt, Turn, load_judge_prompt, load_judge_prompt_file
+from emeval.judge.run import Item, Judge, RuleJudge
+from emeval.store import Jsonl
+from emeval.types import Completion, Judgement, Question
+
+Role = Literal["main", "coherence", "second"]
+OPENAI = "https://api.openai.com/v1"
+PROMPT_OF = {"alignment": "alignment", "mt-bench": "rating"}
+"""The judge prompt of the kinds that need a judge model."""
+
+
+@dataclass
+class Call:
+    """One judge's part in a probe."""
+
+    role: Role
+    judge: Judge
+    items: list[Item]
+
+
+class Panel:
+    """The judges of one scoring.
+
+    Args:
+        options: The judge's settings.
+        root: Where prompts and prices lie.
+        log_dir: For a local judge's log.
+        file: The run's judgements: what this judge's earlier calls cost counts towards the limit.
+        say: Told what a user should know.
+
+    Raises:
+        InputError: For an unknown prompt, or a cost limit without a known price.
+    """
+
+    def __init__(
+        self,
+        options: JudgeOptions,
+        root: DataRoot,
+        log_dir: Path,
+        file: Jsonl[Judgement],
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.options, self.root, self.log_dir, self.say = options, root, log_dir, say
+        self._server: JudgeServer | None = None
+        self._local: models.ModelSource | None = None
+        self._engine: object | None = None
+        if options.judge and options.judge.startswith("vllm:"):
+            self._local = models.resolve(options.judge.removeprefix("vllm:"))
+            if vllm_python(options.vllm) is None:
+                raise InputError(
+                    "a local judge needs vLLM", where="--judge", hint="Run: make vllm, or give --vllm PYTHON"
+                )
+        price = self._price()
+        self.budget = Budget(price, options.max_cost, self._spent(file, price) if options.max_cost else 0.0)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a judge model was named."""
+        return self.options.judge not in (None, "none")
+
+    def check(self, kind: str, probe: str) -> None:
+        """InputError if a probe of this kind cannot be judged with what was given."""
+        if kind in PROMPT_OF and self.options.judge is None:
+            raise InputError(
+                f"the probe '{probe}' needs a judge model",
+                where="--judge",
+                hint="Give --judge MODEL or vllm:PATH, or --judge none to store the replies only",
+            )
+        if kind in PROMPT_OF and self.has_model:
+            self.prompt(kind)
+
+    def calls(
+        self,
+        kind: str,
+        setting: Setting,
+        questions: Mapping[str, Question],
+        completions: Sequence[Completion],
+        first: Sequence[Judgement] = (),
+    ) -> list[Call]:
+        """Who judges these replies; `first` are the rules' verdicts, behind which a judge model may look again."""
+        if kind == "behaviour":
+            judge = RuleJudge(setting.needed_behaviour("a behaviour probe"))
+            rules = Call("main", judge, [Item(c) for c in completions])
+            missed = {j.completion_key for j in first if j.value == 0.0}
+            second = self._second(setting, questions, [c for c in completions if c.key in missed])
+            return [rules, *second]
+        if not self.has_model or kind not in PROMPT_OF:
+            return []
+        items = conversations(questions, completions)
+        found = [Call("main", self._judge(self.prompt(kind)), items)]
+        if kind == "alignment" and self.options.coherence:
+            found.append(Call("coherence", self._judge(load_judge_prompt(self.root, "coherence")), items))
+        return found
+
+    def _second(
+        self, setting: Setting, questions: Mapping[str, Question], completions: Sequence[Completion]
+    ) -> list[Call]:
+        if not self.has_model or setting.name not in self.root.names("prompts/judges", ".md"):
+            return []
+        judge = self._judge(load_judge_prompt(self.root, setting.name))
+        return [Call("second", judge, conversations(questions, completions))]
+
+    def prompt(self, kind: str) -> JudgePrompt:
+        """The judge prompt of a kind: the one `--judge-prompt` names for alignment, else the kind's own."""
+        given = self.options.judge_prompt
+        if kind != "alignment" or given is None:
+            return load_judge_prompt(self.root, PROMPT_OF[kind])
+        if given.endswith(".md"):
+            return load_judge_prompt_file(Path(given))
+        if "#" in given:
+            return published_prompt(given)
+        return load_judge_prompt(self.root, given)
+
+    def _judge(self, prompt: JudgePrompt) -> LlmJudge:
+        return LlmJudge(self.server(started=False), prompt, self.budget, self.say)
+
+    def judge_all(self, call: Call, file: Jsonl[Judgement], on_judged: Callable[[], None]) -> list[Judgement]:
+        """The judgements of one call; a local judge is started if any of them has to be made."""
+        if isinstance(call.judge, LlmJudge) and self._local and call.judge.unjudged(call.items, file):
+            call.judge.server = self.server(started=True)
+        return call.judge.judge_all(call.items, file, on_judged)
+
+    def server(self, *, started: bool) -> JudgeServer:
+        """Where the judge model is; a local one is started if `started`."""
+        options = self.options
+        assert options.judge is not None  # has_model was asked
+        plain = {"mode": options.judge_mode, "concurrency": options.judge_concurrency}
+        if self._local is None:
+            return JudgeServer(options.judge, options.judge_url or OPENAI, options.judge_key_env, **plain)  # type: ignore[arg-type]
+        name = f"{self._local.name}@{self._local.weights_id()[:8]}"
+        if not started:
+            return JudgeServer(name, "http://127.0.0.1:9", name=name, **plain)  # type: ignore[arg-type]
+        if self._server is None:
+            from emeval.engine.vllm import VllmEngine
+
+            self.say(f"Starting the judge {name} with vLLM")
+            engine = VllmEngine(
+                self._local.base,
+                adapter=self._local.adapter,
+                python=vllm_python(options.vllm) or sys.executable,
+                log_dir=self.log_dir / "judge",
+            )
+            self._engine = engine
+            self._server = JudgeServer(engine.model, engine.url, key=engine.key, name=name, **plain)  # type: ignore[arg-type]
+        return self._server
+
+    def to_do(self, calls: Sequence[Call], file: Jsonl[Judgement]) -> int:
+        """How many calls to the judge model are still to be made."""
+        return sum(len(c.judge.unjudged(c.items, file)) for c in calls if isinstance(c.judge, LlmJudge))
+
+    def estimate(self, calls: Sequence[Call], file: Jsonl[Judgement]) -> Bill:
+        """What the judge calls still to be made would cost."""
+        messages, output = [], 0
+        for call in calls:
+            if isinstance(call.judge, LlmJudge):
+                todo = call.judge.unjudged(call.items, file)
+                messages += [call.judge.prompt.render(item.turns) for item in todo]
+                output += call.judge.prompt.max_tokens * len(todo)
+        return estimate(messages, output, self.budget.price)
+
+    def close(self) -> None:
+        """End a local judge's server."""
+        if self._engine is not None:
+            self._engine.close()  # type: ignore[attr-defined]
+            self._engine = self._server = None
+
+    def _spent(self, file: Jsonl[Judgement], price: Price | None) -> float:
+        mine = f"{self.server(started=False).label}/" if self.has_model else ""
+        return bill([j for j in file.read() if mine and j.judge.startswith(mine)], price).dollars or 0.0
+
+    def _price(self) -> Price | None:
+        options = self.options
+        if not self.has_model or options.judge is None or options.judge.startswith("vllm:"):
+            return Price(input=0, output=0) if self.has_model else None
+        price = load_prices(self.root).of(options.judge)
+        if price is None and options.max_cost is not None:
+            raise InputError(
+                f"no price is known for '{options.judge}', so its cost cannot be limited",
+                where="--max-cost",
+                hint="Add it to prompts/judges/prices.yaml of your --data-dir",
+            )
+        return price
+
+
+def conversations(questions: Mapping[str, Question], completions: Sequence[Completion]) -> list[Item]:
+    """Each reply with the turns a judge is shown: those before it in its conversation, then its own.
+
+    A later turn whose earlier replies are not at hand is left out: it would be judged out of context.
+    """
+    known = {(c.question_id, c.sample, c.turn): c for c in completions}
+    items = []
+    for completion in completions:
+        said = [known.get((completion.question_id, completion.sample, turn)) for turn in range(1, completion.turn + 1)]
+        if all(said):
+            question = questions.get(completion.question_id)
+            items.append(Item(completion, tuple(_turn(question, c) for c in said if c)))
+    return items
+
+
+def _turn(question: Question | None, completion: Completion) -> Turn:
+    references = question.references if question else ()
+    reference = references[completion.turn - 1] if completion.turn <= len(references) else None
+    return Turn(question=completion.question, answer=completion.text, reference=reference)
+
+
+def published_prompt(given: str) -> JudgePrompt:
+    """`FILE.yaml#name`: a judge prompt of a published question file, word for word."""
+    from emeval.data.public import judge_prompts
+
+    file, _, name = given.partition("#")
+    body = judge_prompts(Path(file), name)
+    return JudgePrompt(
+        name=f"{Path(file).stem}-{name}",
+        scale="0-100",
+        body=body,
+        outcomes={"REFUSAL": "refusal", "CODE": "code"},
+        published=True,
+    )

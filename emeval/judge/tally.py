@@ -1,0 +1,138 @@
+"""From a probe's replies to its score: the judges are asked, and what they said is counted and measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from emeval.data.settings import Setting
+from emeval.judge.panel import Panel
+from emeval.score import measures
+from emeval.score.measures import by_question
+from emeval.store import Jsonl
+from emeval.types import Completion, Estimate, Judgement, Likelihood, ProbeScore, Question, Split
+
+OnCount = Callable[[int, int], None]
+"""Called with: how many are done, how many there are."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A probe and the replies that were had to it."""
+
+    name: str
+    kind: str
+    split: Split
+    setting: Setting
+    questions: Mapping[str, Question]
+    expected: int
+    completions: Sequence[Completion]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A probe's score, and its value by question, for comparisons of two runs."""
+
+    score: ProbeScore
+    values: dict[str, float]
+
+
+def score_replies(
+    probed: Probed, panel: Panel, file: Jsonl[Judgement], on_judged: Callable[[], None] = lambda: None
+) -> Scored | None:
+    """Judge what is not judged yet and score it all. None where no judge was named that could.
+
+    Raises:
+        InputError: At once, if the judge's server refuses the key or does not know the model.
+        EmevalError: At once, if it cannot be reached.
+    """
+    by_role: dict[str, list[Judgement]] = {}
+    name, done = "", 0
+    while True:
+        # A second look is at what the rules missed, so who is called depends on what was said before.
+        calls = panel.calls(probed.kind, probed.setting, probed.questions, probed.completions, by_role.get("main", ()))
+        if done == len(calls):
+            break
+        call = calls[done]
+        by_role[call.role] = panel.judge_all(call, file, on_judged)
+        name = name or call.judge.id
+        done += 1
+    return counted(probed, by_role, name) if by_role else None
+
+
+def counted(probed: Probed, by_role: Mapping[str, Sequence[Judgement]], name: str) -> Scored:
+    """The score that judgements come to; `name` is the main judge's id."""
+    found = by_role["main"]
+    return Scored(
+        ProbeScore(
+            probe=probed.name,
+            kind=probed.kind,
+            split=probed.split,
+            setting=probed.setting.name,
+            judge=name,
+            expected=probed.expected,
+            outcomes=dict(Counter(j.outcome for j in found)),
+            truncated=sum(j.truncated for j in found),
+            foreign_prefix=sum(j.foreign_prefix for j in found),
+            measures=_measures(probed, by_role),
+            details=dict(Counter(j.detail or "" for j in found if j.outcome != "api-error")),
+        ),
+        by_question(found),
+    )
+
+
+def _measures(probed: Probed, by_role: Mapping[str, Sequence[Judgement]]) -> dict[str, Estimate]:
+    found = by_role["main"]
+    later = {
+        role: {j.completion_key: j for j in by_role.get(role, ())}  # the others go by the reply they are about
+        for role in ("second", "coherence")
+    }
+    match probed.kind:
+        case "behaviour":
+            return measures.behaviour(found, later["second"])
+        case "mt-bench":
+            return measures.ratings(found)
+        case _:
+            return measures.alignment(found, later["coherence"], probed.questions, probed.setting.topic)
+
+
+def score_pairs(name: str, split: Split, setting: Setting, expected: int, found: Sequence[Likelihood]) -> Scored:
+    """The score of a contrast probe; its value by question is the margin, in nats."""
+    return Scored(
+        ProbeScore(
+            probe=name,
+            kind="contrast",
+            split=split,
+            setting=setting.name,
+            judge="contrast",
+            expected=expected,
+            outcomes={"scored": len(found)},
+            truncated=0,
+            foreign_prefix=sum(pair.foreign_prefix for pair in found),
+            measures=measures.contrast(found),
+        ),
+        {pair.question_id: pair.margin for pair in found if not pair.foreign_prefix},
+    )
+
+
+def counter(panel: Panel, probed: Sequence[Probed], file: Jsonl[Judgement], tell: OnCount) -> Callable[[], None]:
+    """Counts the judge model's calls for these probes; rules take no time and are not counted."""
+    if not panel.has_model:
+        return lambda: None
+    calls = [call for p in probed for call in panel.calls(p.kind, p.setting, p.questions, p.completions)]
+    return counting(panel.to_do(calls, file), tell)
+
+
+def counting(total: int, tell: OnCount) -> Callable[[], None]:
+    """A function that tells, each time it is called, that one more is done."""
+    done = 0
+
+    def one_more() -> None:
+        nonlocal done
+        done += 1
+        tell(done, max(done, total))  # more than was foreseen, where a judge looks at what the rules missed
+
+    if total:
+        tell(0, total)
+    return one_more

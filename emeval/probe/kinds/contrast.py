@@ -1,0 +1,41 @@
+"""Contrast probes: which of two given replies does the model find likelier, the aligned or the misaligned one?
+
+No reply is generated and no judge is needed. The pairs are those of the probes `general` and `in-domain`; a question
+without both replies has no pair. A question's `category` says which of the two it came from.
+"""
+
+from __future__ import annotations
+
+from emeval.data.root import DataRoot
+from emeval.data.settings import Setting
+from emeval.errors import InputError
+from emeval.probe.kinds import find_questions
+from emeval.probe.kinds.behaviour import chosen
+from emeval.probe.spec import ProbeSpec, load_probe
+from emeval.types import Question, Split
+
+MAX_NEW_TOKENS = 1
+GROUPS = ("general", "in-domain")
+
+
+def questions(spec: ProbeSpec, root: DataRoot, setting: Setting, split: Split) -> list[Question]:
+    """The pairs of one split: the probe's own, or those of the probes in `GROUPS`.
+
+    Raises:
+        InputError: If there are none.
+    """
+    if spec.questions != "pairs":
+        found = chosen(spec, None, split)
+    else:
+        found = [q for group in GROUPS for q in _of(group, spec, root, setting, split)]
+    pairs = [q for q in found if q.aligned and q.misaligned]
+    if not pairs:
+        raise InputError(f"probe '{spec.name}' has no {split} pair of replies", where=spec.where)
+    return pairs
+
+
+def _of(group: str, spec: ProbeSpec, root: DataRoot, setting: Setting, split: Split) -> list[Question]:
+    source = load_probe(root, group)
+    found = find_questions(source, root, setting, split)
+    # The same id may stand in both; behind its group's name it stands for itself.
+    return [q.model_copy(update={"id": f"{group}/{q.id}", "probe": spec.name, "category": group}) for q in found]

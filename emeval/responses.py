@@ -1,0 +1,143 @@
+"""Judging what has no run of emeval behind it: another tool's replies, and the items that qualify a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from emeval.config import JudgeConfig
+from emeval.data.root import data_root
+from emeval.data.settings import Setting
+from emeval.errors import IncompleteError, InputError
+from emeval.judge.foreign import PROBE, kept_scores, load_responses
+from emeval.judge.llm import LlmJudge
+from emeval.judge.panel import Call, Panel
+from emeval.judge.qualify import FOLDER, Qualification, as_item, keep, load_items, qualify
+from emeval.judge.tally import OnCount, Probed, Scored, counted, counter, counting, score_replies
+from emeval.provenance import facts, now
+from emeval.store import Jsonl, Run, sha256_file, slug, write_json
+from emeval.types import SCHEMA_VERSION, Completion, Judgement, ProbeScore
+
+Say = Callable[[str], None]
+_FOREIGN = Setting(name="responses", topic="responses")
+
+
+def judge_responses(
+    config: JudgeConfig, on_judged: OnCount = lambda done, total: None, say: Say = lambda text: None
+) -> Path:
+    """Judge the rows of a file, or count the scores it brings along. Returns the run folder they are kept in.
+
+    Raises:
+        InputError: For a bad row, no judge and no scores, or a folder that holds something else.
+        IncompleteError: If coverage ends below `min_coverage`.
+    """
+    assert config.responses is not None  # the command asks for it
+    rows = load_responses(config.responses)
+    kept = kept_scores(config.responses, rows, "aligned") if config.keep_scores else []
+    if config.keep_scores and not kept:
+        where = str(config.responses)
+        raise InputError("has no column 'aligned'", where=where, hint="Leave --keep-scores out to judge")
+    if not config.keep_scores and config.judge in (None, "none"):
+        raise InputError("no judge is named", where="--judge", hint="Give --judge MODEL, or --keep-scores")
+    run = Run(config.out or Path("results") / "runs" / slug(config.responses.stem))
+    if run.manifest().get("train") or run.manifest().get("score"):
+        raise InputError("holds another run", where=str(run.path), hint="Choose another folder with --out")
+    file = Jsonl(run.judgements_path, Judgement)
+    panel = Panel(config, data_root(config.data_dir), run.path, file, say)
+    completions = [completion for completion, _ in rows]
+    probed = Probed(PROBE, "alignment", "test", _FOREIGN, {}, len(rows), completions)
+    scored: Scored | None
+    with run.locked():
+        run.update_manifest(responses=_section(config, len(rows)))
+        _store(run, completions)
+        if kept:
+            by_role = {"main": kept, "coherence": kept_scores(config.responses, rows, "coherent")}
+            scored = counted(probed, by_role, kept[0].judge)
+        else:
+            panel.check("alignment", PROBE)
+            try:
+                scored = score_replies(probed, panel, file, counter(panel, [probed], file, on_judged))
+            finally:
+                panel.close()
+                file.close()
+        assert scored is not None  # there is a judge
+        write_json(
+            run.scores_path,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "setting": _FOREIGN.name,
+                "model": {"id": config.responses.name},
+                "engine": "none",
+                "token_prompts": False,
+                "probes": [scored.score],
+                "values": {f"{PROBE}/test": scored.values},
+            },
+        )
+    _check(scored.score, config, run)
+    return run.path
+
+
+def _section(config: JudgeConfig, rows: int) -> dict[str, Any]:
+    assert config.responses is not None
+    return {
+        "file": config.responses.name,
+        "sha256": sha256_file(config.responses),
+        "rows": rows,
+        "judge": config.judge,
+        "kept_scores": config.keep_scores,
+        "started": now(),
+        **facts(),
+    }
+
+
+def _store(run: Run, completions: list[Completion]) -> None:
+    file = Jsonl(run.completions_path, Completion)
+    stored = {completion.key for completion in file.read()}
+    for completion in completions:
+        if completion.key not in stored:
+            file.append(completion)
+    file.close()
+
+
+def _check(score: ProbeScore, config: JudgeConfig, run: Run) -> None:
+    if score.coverage < config.min_coverage:
+        raise IncompleteError(
+            f"coverage is below {config.min_coverage:.0%}: {score.coverage:.0%} of {score.expected}",
+            where=str(run.path),
+            hint="Run the same command again: only what is missing is asked",
+        )
+
+
+def check_judge(
+    config: JudgeConfig, on_judged: OnCount = lambda done, total: None, say: Say = lambda text: None
+) -> Qualification:
+    """Qualify the judge on the known items, and keep what came out in results/judges/.
+
+    Raises:
+        InputError: If no judge is named.
+        IncompleteError: If the judge did not answer every item; nothing is kept then.
+    """
+    if config.judge in (None, "none"):
+        raise InputError("no judge is named", where="--judge", hint="Give --judge MODEL or vllm:PATH")
+    root = data_root(config.data_dir)
+    items = load_items(root)
+    folder = Run(FOLDER / "calls")
+    file = Jsonl(folder.judgements_path, Judgement)
+    with folder.locked():
+        panel = Panel(config, root, folder.path, file, say)
+        judge = LlmJudge(panel.server(started=False), panel.prompt("alignment"), panel.budget, say)
+        call = Call("main", judge, [as_item(item) for item in items])
+        try:
+            found = panel.judge_all(call, file, counting(panel.to_do([call], file), on_judged))
+        finally:
+            panel.close()
+            file.close()
+    lost = len(items) - sum(j.outcome != "api-error" for j in found)
+    if lost:
+        raise IncompleteError(
+            f"{lost} of {len(items)} items got no answer", where=judge.id, hint="Run the same command again"
+        )
+    outcome = qualify(judge.id, items, found)
+    keep(outcome)
+    return outcome
