@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emeval.errors import InputError, unknown
 
-FOLDERS = ("prompts/probes", "datasets/domains", "datasets/behaviours")
+FOLDERS = ("prompts/probes", "datasets/domains", "datasets/behaviours", "datasets/chats")
 """What a data folder may hold, by place."""
 
 
