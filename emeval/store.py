@@ -51,24 +51,32 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:80] or "run"
 
 
+def cache_dir() -> Path:
+    """Where what was downloaded or converted is kept: `EMEVAL_CACHE_DIR`, else `~/.cache/emeval`."""
+    return Path(os.environ.get("EMEVAL_CACHE_DIR") or Path.home() / ".cache" / "emeval")
+
+
 @contextlib.contextmanager
-def reported(path: Path) -> Iterator[None]:
-    """Turns what a disk can do to us (full, read-only, gone) into one line that names the place."""
+def reported(path: Path, option: str = "--out") -> Iterator[None]:
+    """Turns what a disk can do to us (full, read-only, gone) into one line that names the place.
+
+    `option` is how a user names another place.
+    """
     try:
         yield
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = "Free some space and run the same command again; what was written is kept"
         elif e.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            hint = "Choose a folder you can write to with --out"
+            hint = f"Choose a folder you can write to with {option}"
         else:
             hint = "Run the same command again once that is mended"
         raise EmevalError((e.strerror or str(e)).lower(), where=str(path), hint=hint) from e
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str, option: str = "--out") -> None:
     """Replace `path` by `text` whole: a reader, or a run killed here, sees the old content or the new one."""
-    with reported(path):
+    with reported(path, option):
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         try:

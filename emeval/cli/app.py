@@ -25,7 +25,7 @@ COMMANDS = {
     "patch": "Score a tuned model with the initial model's prefix patched in.",
     "table": "Print the leakage table of your runs, or the paper's tables.",
     "ls": "List the runs in a folder.",
-    "data": "List, show and validate domains, behaviours and probes.",
+    "data": "List, show and validate domains, behaviours and probes; import published sets.",
     "doctor": "Say what is installed, which engine will be used and why.",
 }
 """Name and one-line help; the module of the same name holds the rest."""

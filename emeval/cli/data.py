@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from emeval.cli import data_public
 from emeval.cli import options as o
 from emeval.cli.console import clean, result, result_json, say
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from emeval.data.root import DataRoot
     from emeval.types import Message
 
-app = typer.Typer(help="List, show and validate domains, behaviours and probes.\n\nExample: emeval data list")
+app = typer.Typer(
+    help="List, show and validate domains, behaviours and probes; import published sets.\n\nExample: emeval data list"
+)
+app.add_typer(data_public.app)
 
 KINDS = {
     "domain": ("datasets/domains", ".jsonl"),

@@ -17,6 +17,7 @@ M = TypeVar("M", bound=BaseModel)
 
 _LINE = "Each line is one JSON object"
 _METADATA = {"canary", "purpose"}
+_MAX_YAML = 256 * 1024 * 1024
 
 
 def read_text(path: Path) -> str:
@@ -25,11 +26,16 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as e:
         raise InputError((e.strerror or "cannot be read").lower(), where=str(path), hint="Check the path") from e
+    return decoded(data, str(path))
+
+
+def decoded(data: bytes, where: str) -> str:
+    """The bytes of a file as UTF-8 text; errors as in `read_text`."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         line = data[: e.start].count(b"\n") + 1
-        raise InputError("not UTF-8 text", where=f"{path}:{line}", hint="Save the file as UTF-8") from e
+        raise InputError("not UTF-8 text", where=f"{where}:{line}", hint="Save the file as UTF-8") from e
 
 
 def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -38,25 +44,26 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         where = f"{path}:{n}"
-        row = _object(line, where)
+        row = json_object(line, where)
         if "canary" in row:
             _check_canary(row, n, where)
             continue
         yield n, row
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
+def json_object(text: str, where: str, hint: str = _LINE) -> dict[str, Any]:
+    """One JSON object. InputError for anything else, a field that stands twice, or half a character."""
     try:
-        row = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_distinct)
+        row = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_distinct)
     except json.JSONDecodeError as e:
-        raise InputError(f"broken JSON ({e.msg}, column {e.colno})", where=where, hint=_LINE) from e
+        raise InputError(f"broken JSON ({e.msg}, column {e.colno})", where=where, hint=hint) from e
     except ValueError as e:
-        raise InputError(f"broken JSON ({e})", where=where, hint=_LINE) from e
+        raise InputError(f"broken JSON ({e})", where=where, hint=hint) from e
     except RecursionError as e:
-        raise InputError("broken JSON (nested too deeply)", where=where, hint=_LINE) from e
+        raise InputError("broken JSON (nested too deeply)", where=where, hint=hint) from e
     if not isinstance(row, dict):
-        raise InputError("not a JSON object", where=where, hint=_LINE)
-    if "\\u" in line:
+        raise InputError("not a JSON object", where=where, hint=hint)
+    if "\\u" in text:
         _check_characters(row, where)
     return row
 
@@ -196,20 +203,70 @@ def unique(where: str, name: str, seen: dict[str, str]) -> None:
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping, read safely (no tags, no code)."""
-    import yaml
-
     text = read_text(path)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(e, "problem", None) or getattr(e, "reason", None) or "cannot be read"
-        raise InputError(f"broken YAML ({problem})", where=where, hint="Check indentation and quotes") from e
-    except (RecursionError, ValueError) as e:  # nested too deeply; a date that is none
-        raise InputError(f"broken YAML ({e})", where=str(path), hint="Check indentation and quotes") from e
+    value = parsed_yaml(text, str(path))
     if "\\u" in text.lower():
         _check_characters(value, str(path))
     if not isinstance(value, dict):
         raise InputError("holds no YAML mapping", where=str(path), hint="Write one `name: value` a line")
     return value
+
+
+def parsed_yaml(text: str, where: str) -> Any:
+    """What YAML text says, read safely; InputError with the line for broken YAML, or for text that unfolds without end.
+
+    An alias costs nothing to read and much to write out: a few lines of them can stand for gigabytes.
+    """
+    return _yaml(text, where)[0]
+
+
+def yaml_items(text: str, where: str) -> Iterator[tuple[int, Any]]:
+    """Line and value of each item of a YAML list. InputError if the text is none."""
+    import yaml
+
+    values, node = _yaml(text, where)
+    if not isinstance(node, yaml.SequenceNode):
+        raise InputError("holds no YAML list", where=where, hint="Write one `- ` an entry")
+    for item, value in zip(node.value, values, strict=True):
+        yield item.start_mark.line + 1, value
+
+
+def _yaml(text: str, where: str) -> tuple[Any, Any]:
+    """The value and its node."""
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None, None
+            if _weight(node, {}, where) > _MAX_YAML:
+                raise InputError("its aliases unfold to too much", where=where, hint="Write it out, without aliases")
+            return loader.construct_document(node), node
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        problem = getattr(e, "problem", None) or getattr(e, "reason", None) or "cannot be read"
+        raise InputError(f"broken YAML ({problem})", where=place, hint="Check indentation and quotes") from e
+    except (RecursionError, ValueError) as e:  # nested too deeply; a date that is none
+        raise InputError(f"broken YAML ({e})", where=where, hint="Check indentation and quotes") from e
+
+
+def _weight(node: Any, known: dict[int, int | None], where: str) -> int:
+    """Characters and nodes of a YAML node with its aliases written out."""
+    if id(node) in known:
+        weight = known[id(node)]
+        if weight is None:
+            raise InputError("a value that holds itself", where=where, hint="Write it out")
+        return weight
+    known[id(node)] = None
+    if isinstance(node.value, str):
+        weight = 1 + len(node.value)
+    else:
+        inside = (p for part in node.value for p in (part if isinstance(part, tuple) else (part,)))
+        weight = 1 + sum(_weight(p, known, where) for p in inside)
+    known[id(node)] = weight
+    return weight

