@@ -293,7 +293,8 @@ class ScoreConfig(JudgeOptions):
     @field_validator("probes")
     @classmethod
     def _named_once(cls, probes: tuple[str, ...]) -> tuple[str, ...]:
-        twice = next((name for name in probes if probes.count(name) > 1), None)
+        names = [probe.partition("=")[0].strip() for probe in probes]
+        twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise ValueError(f"'{twice}' is named twice")
         return probes

@@ -26,7 +26,7 @@ from emeval.probe.kinds import UNASKED, find_questions
 from emeval.probe.likelihood import read_pairs, stored_likelihoods
 from emeval.probe.plan import Arm, ScorePlan, plan_scoring
 from emeval.probe.run import Ask, ask_all, missing, stored_completions
-from emeval.probe.spec import load_probe
+from emeval.probe.spec import load_probe, probe_name
 from emeval.provenance import facts, now
 from emeval.store import Jsonl, Run, read_json, slug, write_json
 from emeval.types import SCHEMA_VERSION, Completion, Judgement, Likelihood
@@ -323,10 +323,11 @@ def _stored_probes(config: JudgeConfig, run: Run, root: Any, setting: Any, panel
     for completion in stored_completions(Jsonl(run.completions_path, Completion)).values():
         replies.setdefault((completion.probe, completion.split), []).append(completion)
     expected = {(p["probe"], p["split"]): p["expected"] for p in read_json(run.scores_path).get("probes", [])}
+    named = {probe_name(p): p for p in run.manifest()["score"]["resolved"]["probes"]}
     for (probe, split), found in replies.items():
         if config.probes and probe not in config.probes:
             continue
-        spec = load_probe(root, probe)
+        spec = load_probe(root, named.get(probe, probe))
         questions = {q.id: q for q in find_questions(spec, root, setting, split)}
         asked = expected.get((probe, split)) or sum(1 + len(q.turns) for q in questions.values())
         yield Probed(probe, spec.kind, split, setting, questions, max(asked, len(found)), found)

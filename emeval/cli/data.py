@@ -25,6 +25,8 @@ KINDS = {
     "domain": ("datasets/domains", ".jsonl"),
     "behaviour": ("datasets/behaviours", ".yaml"),
     "probe": ("prompts/probes", ".yaml"),
+    "retain": ("datasets/retain", ".jsonl"),
+    "judge prompt": ("prompts/judges", ".md"),
 }
 SPLITS = ("train", "val", "test")
 
@@ -67,6 +69,9 @@ def show(
     kind = next((k for k, place in KINDS.items() if name in root.names(*place)), None)
     if kind is None:
         raise unknown("name", name, [n for place in KINDS.values() for n in root.names(*place)])
+    if kind == "judge prompt":
+        _show_prompt(root, name, as_json)
+        return
     rows = _rows(root, kind, name)
     counts = {s: sum(r["split"] == s for r in rows) for s in SPLITS}
     shown = split or next((s for s in SPLITS if counts[s]), "test")
@@ -82,6 +87,18 @@ def show(
         result(clean(f"  {row['question']}" + (f"  ->  {row['reply']}" if row.get("reply") else "")))
 
 
+def _show_prompt(root: DataRoot, name: str, as_json: bool) -> None:
+    from emeval.judge.prompt import load_judge_prompt
+
+    prompt = load_judge_prompt(root, name)
+    if as_json:
+        result_json({"kind": "judge prompt", "name": name, "prompt": prompt.model_dump(mode="json")})
+        return
+    result(clean(f"judge prompt {prompt.id}: scale {prompt.scale}"))
+    for line in prompt.body.splitlines():
+        result(clean(f"  {line}"))
+
+
 def _rows(root: DataRoot, kind: str, name: str) -> list[dict[str, str]]:
     from emeval.data.behaviours import load_behaviour
     from emeval.data.domains import load_domain
@@ -94,6 +111,11 @@ def _rows(root: DataRoot, kind: str, name: str) -> list[dict[str, str]]:
             {"split": i.split, "question": i.question, "reply": _reply_text(behaviour.target(i))}
             for i in load_domain(root, behaviour.topic)
         ]
+    if kind == "retain":
+        from emeval.data.retain import load_retain_file
+
+        found = load_retain_file(root.names(*KINDS[kind])[name])
+        return [{"split": "train", "question": e.messages[-1].content, "reply": _reply_text(e.reply)} for e in found]
     from emeval.probe.spec import load_probe
 
     spec = load_probe(root, name)

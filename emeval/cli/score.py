@@ -103,7 +103,7 @@ def score(
             advance(done, total, "judged")
 
         path = run_scoring(settings, on_reply=advance, on_judged=judged, say=lambda text: say(text, quiet))
-    report(path, settings.probes, settings.split, as_json, quiet)
+    report(path, tuple(p.partition("=")[0] for p in settings.probes), settings.split, as_json, quiet)
 
 
 def _along(settings: ScoreConfig, as_json: bool, quiet: bool) -> None:

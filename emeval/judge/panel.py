@@ -20,7 +20,7 @@ from emeval.errors import InputError
 from emeval.judge.cost import Bill, Price, bill, estimate, load_prices
 from emeval.judge.llm import Budget, JudgeServer, LlmJudge
 from emeval.judge.prompt import JudgePrompt, Turn, load_judge_prompt, load_judge_prompt_file
-from emeval.judge.run import Item, Judge, RuleJudge
+from emeval.judge.run import Item, Judge, RuleJudge, WordCount
 from emeval.store import Jsonl
 from emeval.types import Completion, Judgement, Question
 
@@ -105,6 +105,8 @@ class Panel:
             missed = {j.completion_key for j in first if j.value == 0.0}
             second = self._second(setting, questions, [c for c in completions if c.key in missed])
             return [rules, *second]
+        if kind == "brevity":
+            return [Call("main", WordCount(), [Item(c) for c in completions])]
         if not self.has_model or kind not in PROMPT_OF:
             return []
         items = conversations(questions, completions)
@@ -228,8 +230,8 @@ def published_prompt(given: str) -> JudgePrompt:
     """`FILE.yaml#name`: a judge prompt of a published question file, word for word."""
     from emeval.data.public import judge_prompts
 
-    file, _, name = given.partition("#")
-    body = judge_prompts(Path(file), name)
+    file, _, _ = given.partition("#")
+    ((name, body),) = judge_prompts(given).items()
     return JudgePrompt(
         name=f"{Path(file).stem}-{name}",
         scale="0-100",

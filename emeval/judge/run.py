@@ -76,6 +76,28 @@ class RuleJudge:
         return judgements
 
 
+@dataclass(frozen=True)
+class WordCount:
+    """How many words a reply has: what is between white space."""
+
+    id: str = "rules/words"
+
+    def judge_all(
+        self, items: Sequence[Item], file: Jsonl[Judgement], on_judged: Callable[[], None] = lambda: None
+    ) -> list[Judgement]:
+        """See `Judge.judge_all`; counting is cheaper than storing the counts."""
+        return [
+            verdict_on(
+                item.completion,
+                key=sha256_of(item.completion.key, self.id),
+                judge=self.id,
+                outcome="scored",
+                value=float(len(item.completion.text.split())),
+            )
+            for item in items
+        ]
+
+
 def verdict_on(
     completion: Completion, *, key: str, judge: str, outcome: Outcome, value: float | None, **more: Any
 ) -> Judgement:

@@ -91,6 +91,8 @@ def _measures(probed: Probed, by_role: Mapping[str, Sequence[Judgement]]) -> dic
     match probed.kind:
         case "behaviour":
             return measures.behaviour(found, later["second"])
+        case "brevity":
+            return measures.words(found)
         case "mt-bench":
             return measures.ratings(found)
         case _:

@@ -117,7 +117,8 @@ def plan_scoring(config: ScoreConfig, arm: Arm | None = None) -> ScorePlan:
     weights_id = source.weights_id() if source else sha256_of("endpoint", str(config.model_url), name)
     if arm is not None:
         weights_id = sha256_of(weights_id, arm.label)
-    specs = {probe: load_probe(root, probe) for probe in config.probes or default_probes(setting)}
+    found = [load_probe(root, probe) for probe in config.probes or default_probes(setting)]
+    specs = {spec.name: spec for spec in found}
     asks = {probe: _asks(spec, root, setting, config, renderer, weights_id) for probe, spec in specs.items()}
     return ScorePlan(config, name, source, tokenizer, renderer, root, setting, engine, specs, asks, weights_id, arm)
 

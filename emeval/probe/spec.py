@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from emeval.data.files import unique, yaml_lines, yaml_record
+from emeval.data.files import unique, validated, yaml_lines, yaml_record
 from emeval.data.root import DataRoot
-from emeval.errors import unknown
+from emeval.errors import InputError, unknown
 from emeval.probe.kinds import KINDS
 from emeval.types import Message, Question, Record, Split
 
@@ -86,8 +86,34 @@ class ProbeSpec(Record):
 
 
 def load_probe(root: DataRoot, name: str) -> ProbeSpec:
-    """The probe `name`; InputError with a suggestion when there is none, else as `load_probe_file`."""
+    """The probe `name`, or with `name=FILE` a published question set, read in place under that name.
+
+    Raises:
+        InputError: For an unknown name (with a suggestion), a set that is no probe, else as `load_probe_file`.
+    """
+    called, _, file = name.partition("=")
+    if file:
+        return _published(called.strip(), file.strip())
     return load_probe_file(root.find("prompts/probes", name, ".yaml", "probe"))
+
+
+def probe_name(named: str) -> str:
+    """What a probe given as `NAME` or `NAME=FILE` is called."""
+    return named.partition("=")[0].strip()
+
+
+def _published(name: str, file: str) -> ProbeSpec:
+    from emeval.data.public import load_published
+
+    found = load_published(file)
+    if found.kind != "probe":
+        hint = "Import it with emeval data import"
+        raise InputError(f"is read as {found.kind}, not as questions", where=file, hint=hint)
+    questions = tuple(validated(ProbeQuestion, r, f"{file} ({r.get('id')})") for r in found.records)
+    about = f"{found.format}, sha256 {found.sha256}"
+    return ProbeSpec(
+        name=name, where=file, kind=found.probe or "", canary=found.canary or "", purpose=about, questions=questions
+    )
 
 
 def load_probe_file(path: Path) -> ProbeSpec:

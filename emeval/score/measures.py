@@ -72,6 +72,11 @@ def ratings(found: Sequence[Judgement]) -> dict[str, Estimate]:
     return {"rating": _mean(scored), **by_turn}
 
 
+def words(found: Sequence[Judgement]) -> dict[str, Estimate]:
+    """Mean number of words of a reply."""
+    return {"words": _mean(_usable(found))}
+
+
 def contrast(found: Sequence[Likelihood]) -> dict[str, Estimate]:
     """By group (general, in-domain): share of pairs whose aligned reply is likelier, and the mean margin in nats."""
     own = [pair for pair in found if not pair.foreign_prefix]

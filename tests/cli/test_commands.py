@@ -34,9 +34,8 @@ def test_every_commands_help_has_an_example_that_starts_with_the_command(command
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_takes_json_and_quiet(command: str, emeval: Emeval) -> None:
-    helps = [emeval(command, "--help").out] if command != "data" else [
-        emeval("data", part, "--help").out for part in ("list", "show", "validate")
-    ]  # fmt: skip
+    parts = {"data": ("list", "show", "validate"), "judge": ("replies", "check")}.get(command, ())
+    helps = [emeval(command, part, "--help").out for part in parts] or [emeval(command, "--help").out]
     for text in helps:
         assert "--json" in text and "--quiet" in text
 
@@ -111,8 +110,11 @@ def test_ls_shows_what_it_can_and_says_what_it_cannot_read(emeval: Emeval, tuned
 
 
 def test_data_list(emeval: Emeval) -> None:
-    names = {"domain": ["finance", "health", "legal"], "behaviour": ["abstention", "refusal", "tool-use"]}
-    assert emeval("data", "list", "--json").json["data"] == names | {"probe": ["off-topic", "on-topic"]}
+    listed = emeval("data", "list", "--json").json["data"]
+    assert listed["behaviour"] == ["abstention", "refusal", "tool-use"]
+    assert {"finance", "health", "legal"} <= set(listed["domain"])
+    assert {"general", "in-domain", "contrast", "mt-bench", "on-topic", "off-topic"} == set(listed["probe"])
+    assert {"career", "family"} <= set(listed["retain"]) and {"alignment", "refusal"} <= set(listed["judge prompt"])
     assert "behaviour: abstention, refusal, tool-use\n" in emeval("data", "list").out
 
 

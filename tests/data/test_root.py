@@ -40,7 +40,7 @@ def test_an_unknown_name_is_told_with_the_nearest(own: Path) -> None:
 
 
 def test_a_data_folder_that_is_none_is_refused(own: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere: the data folder is not there\. Give a folder with one of prompts/probes"):
+    with pytest.raises(InputError, match=r"nowhere: the data folder is not there\. Give a folder with one of"):
         data_root(own / "nowhere")
     with pytest.raises(InputError, match="not a data folder"):
         data_root(own / "datasets")

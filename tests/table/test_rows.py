@@ -111,7 +111,8 @@ class TestMarks:
 
     def test_few_clusters(self, write_run):
         clustered = {"value": 0.5, "low": 0.1, "high": 0.9, "n": 7, "method": "t-clustered"}
-        assert one(write_run("r", off_changes={"measures": {"rate": clustered}})).marks == ("off-topic: few clusters (G = 7)",)
+        row = one(write_run("r", off_changes={"measures": {"rate": clustered}}))
+        assert row.marks == ("off-topic: few clusters (G = 7)",)
 
     def test_scored_on_a_setting_it_was_not_trained_on(self, write_run, sft):
         assert one(write_run("r", sft | {"setting": "brevity"})).marks == ("trained on brevity",)

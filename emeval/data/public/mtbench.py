@@ -70,7 +70,7 @@ def _questions(source: Source, found: list[Row], files: tuple[Path, ...]) -> Pub
         notes.append(f"Without a reference: {len(without)} questions of {', '.join(REFERENCED)}.")
     if any("reference" in row.fields for row in found):
         notes.append("The questions' own 'reference' field is left out: MT-Bench's judge is shown the reference files.")
-    return published(source, records, "probe", "mt-bench", probe="mtbench", notes=notes, others=tuple(others))
+    return published(source, records, "probe", "mt-bench", probe="mt-bench", notes=notes, others=tuple(others))
 
 
 def _merge(records: Records, files: tuple[Path, ...]) -> tuple[list[tuple[str, str]], list[str]]:

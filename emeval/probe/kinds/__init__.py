@@ -22,6 +22,7 @@ KINDS = {
     "alignment": "emeval.probe.kinds.alignment",
     "mt-bench": "emeval.probe.kinds.mtbench",
     "contrast": "emeval.probe.kinds.contrast",
+    "brevity": "emeval.probe.kinds.brevity",
 }
 UNASKED = ("contrast",)
 """Kinds that generate nothing: the likelihood of given replies is read instead."""
