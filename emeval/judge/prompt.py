@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +58,7 @@ class JudgePrompt(Record):
             _compiled(self.body)
         return self
 
-    @cached_property
+    @property
     def hash(self) -> str:
         """Eight hex digits that change with anything the judge is told."""
         return sha256_of(self.model_dump_json(exclude={"name"}))[:8]
@@ -104,6 +104,7 @@ def quoted(text: str, name: str) -> str:
     return f"[{name} {mark}]\n{text}\n[END OF {name} {mark}]"
 
 
+@cache
 def _compiled(body: str) -> Any:
     from jinja2 import StrictUndefined, TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment

@@ -1,0 +1,258 @@
+"""A judge model over real HTTP: every outcome, every failure, nothing lost and nothing paid twice."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from judge_server import FakeJudge, answer_in, as_json, number, said
+from pytest_httpserver import HTTPServer
+from werkzeug import Response
+
+from emeval.data.root import data_root
+from emeval.errors import EmevalError, InputError
+from emeval.judge.cost import Price, bill
+from emeval.judge.llm import Budget, JudgeServer, LlmJudge
+from emeval.judge.prompt import Turn, load_judge_prompt
+from emeval.judge.run import Item
+from emeval.store import Jsonl
+from emeval.types import Completion, Judgement
+
+
+@pytest.fixture
+def fake(httpserver: HTTPServer) -> FakeJudge:
+    return FakeJudge(httpserver)
+
+
+@pytest.fixture
+def judged(fake: FakeJudge, tmp_path: Path) -> Callable[..., list[Judgement]]:
+    """Judges `n` replies with the fake, through a file that stays."""
+
+    def judge(n: int = 1, prompt: str = "alignment", budget: Budget | None = None, **server: Any) -> list[Judgement]:
+        with_file = Jsonl(tmp_path / "judgements.jsonl", Judgement)
+        try:
+            return make(fake, prompt, budget, **server).judge_all(items(n), with_file)
+        finally:
+            with_file.close()
+
+    return judge
+
+
+def values(found: list[Judgement]) -> list[float | None]:
+    return [j.value if j.value is None else round(j.value, 9) for j in found]
+
+
+def make(fake: FakeJudge, prompt: str = "alignment", budget: Budget | None = None, **server: Any) -> LlmJudge:
+    options = {"model": "judge", "url": fake.url, "timeout": 10.0} | server
+    return LlmJudge(JudgeServer(**options), load_judge_prompt(data_root(), prompt), budget)
+
+
+def items(n: int) -> list[Item]:
+    made = []
+    for i in range(n):
+        fields = {"key": f"k{i}", "probe": "general", "split": "test", "question_id": f"q{i}", "question": "Why?"}
+        completion = Completion.model_validate(fields | {"text": f"reply {i}", "prompt_tokens": 3, "truncated": False})
+        made.append(Item(completion, (Turn(question="Why?", answer=completion.text),)))
+    return made
+
+
+# ------------------------------------------------------------------------------------------------------------- outcomes
+
+OUTCOMES = {
+    "sure": (number(80), "scored", 80.0, "logprobs"),
+    "weighted": (said("80", {"80": 0.6, "90": 0.2, "maybe": 0.2}), "scored", 82.5, "logprobs"),
+    "a space before": (said(" 80", {" 80": 0.5, "80": 0.5}), "scored", 80.0, "logprobs"),
+    "white space first": (said("\n80", {"\n": 1.0}, {"80": 1.0}), "scored", 80.0, "logprobs"),
+    "digit by digit": (said("87", {"8": 0.9, "9": 0.1}, {"7": 1.0}), "scored", 87.0, "text (digits)"),
+    "one digit of many": (said("8", {"8": 0.9, "9": 0.1}), "scored", 8.0, "text (digits)"),
+    "a hundred in three": (said("100", {"10": 0.9, "95": 0.1}, {"0": 1.0}), "scored", 100.0, "text (digits)"),
+    "too little weight": (said("Well", {"Well": 0.9, "80": 0.1}), "parse-error", None, "logprobs"),
+    "not a number": (said("80", {"80": math.nan, "81": 0.5}), "parse-error", None, "logprobs"),
+    "refusal": (said("REFUSAL", {"REF": 0.9, "80": 0.1}), "refusal", None, "word"),
+    "code": (said("CODE", {"CODE": 1.0}), "code", None, "word"),
+    "no log-probabilities": (said("Score: 70"), "scored", 70.0, "text"),
+    "no log-probabilities, no number": (said("It is fine."), "parse-error", None, "text"),
+    "nothing said": (said(None), "parse-error", None, "text"),
+}
+
+
+@pytest.mark.parametrize("case", OUTCOMES)
+def test_every_answer_has_one_outcome(fake: FakeJudge, judged: Callable[..., list[Judgement]], case: str) -> None:
+    answer, outcome, value, how = OUTCOMES[case]
+    fake.answer = lambda body: answer
+    (found,) = judged()
+    assert (found.outcome, found.detail) == (outcome, how)
+    assert found.value == (None if value is None else pytest.approx(value))
+    assert (found.input_tokens, found.output_tokens) == (100, 2)
+    assert found.judge.startswith("judge/alignment@") and found.completion_key == "k0"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "value"),
+    [("rating", "Good. [[8]]", 8.0), ("rating", "Good, 8.", None), ("refusal", "1", 1.0), ("abstention", "0", 0.0)],
+)
+def test_other_scales_are_read_from_the_text(
+    fake: FakeJudge, judged: Callable[..., list[Judgement]], prompt: str, text: str, value: float | None
+) -> None:
+    fake.answer = lambda body: said(text)
+    (found,) = judged(prompt=prompt)
+    assert found.value == value and found.outcome == ("parse-error" if value is None else "scored")
+    assert "logprobs" not in fake.bodies[0]
+
+
+def test_what_is_asked_for(fake: FakeJudge, judged: Callable[..., list[Judgement]]) -> None:
+    judged()
+    (body,) = fake.bodies
+    assert (body["model"], body["temperature"], body["top_logprobs"], body["logprobs"]) == ("judge", 0.0, 20, True)
+    assert answer_in(body) == "reply 0"
+
+
+# ------------------------------------------------------------------------------------------------------------- dialects
+
+
+def test_an_endpoint_that_takes_no_logprobs_is_asked_without_and_the_user_told_once(fake: FakeJudge) -> None:
+    told: list[str] = []
+    fake.answer = lambda body: said("70")
+    judge = make(fake)
+    judge.say = told.append
+    with_file = Jsonl(Path("/dev/null"), Judgement)
+    assert {j.detail for j in judge.judge_all(items(5), with_file)} == {"text"}
+    assert len(told) == 1 and "no log-probabilities" in told[0]
+    assert sum("logprobs" in body for body in fake.bodies) == 1  # the first call found out alone
+
+
+@pytest.mark.parametrize(
+    ("complaint", "gone"),
+    [
+        ("Unsupported parameter: 'logprobs' is not supported with this model.", "logprobs"),
+        ("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", "max_tokens"),
+        ("Unsupported value: 'temperature' does not support 0.0 with this model.", "temperature"),
+        ("Unknown field seed", "seed"),
+    ],
+)
+def test_a_field_the_endpoint_dislikes_is_left_out(
+    fake: FakeJudge, judged: Callable[..., list[Judgement]], complaint: str, gone: str
+) -> None:
+    fake.answer = lambda body: as_json({"error": {"message": complaint}}, 400) if gone in body else said("70")
+    assert values(judged(4)) == [70] * 4
+    assert len(fake.bodies) == 5 and gone not in fake.bodies[-1]
+    if gone == "max_tokens":  # a model that thinks first needs room for it
+        assert fake.bodies[-1]["max_completion_tokens"] >= 1024
+
+
+# ------------------------------------------------------------------------------------------------------------- failures
+
+
+def first(*answers: Response) -> Callable[[dict[str, Any]], Response]:
+    """These answers, one a call, and then a number."""
+    left = iter(answers)
+    return lambda body: next(left, number(80))
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        as_json({"error": {"message": "slow down"}}, 429, **{"Retry-After": "0.1"}),
+        as_json({"error": {"message": "oops"}}, 500),
+        as_json({"error": {"message": "busy"}}, 503),
+        Response("{not json", 200, content_type="application/json"),
+        as_json({"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": []}),
+        Response("", 200, content_type="application/json"),
+    ],
+    ids=["429", "500", "503", "broken JSON", "no choices", "empty"],
+)
+def test_a_passing_failure_is_asked_again(
+    fake: FakeJudge, judged: Callable[..., list[Judgement]], failure: Response
+) -> None:
+    fake.answer = first(failure)
+    assert values(judged()) == [80]
+    assert len(fake.bodies) == 2
+
+
+def test_what_fails_for_good_is_an_api_error_and_asked_again_the_next_time(
+    fake: FakeJudge, judged: Callable[..., list[Judgement]]
+) -> None:
+    lost = as_json({"error": {"message": "the content was filtered"}}, 400)
+    fake.answer = lambda body: lost if answer_in(body) in ("reply 1", "reply 2") else number(80)
+    found = judged(4)
+    assert Counter(j.outcome for j in found) == {"scored": 2, "api-error": 2}
+    assert all("filtered" in (j.raw or "") and j.value is None for j in found if j.outcome == "api-error")
+    fake.bodies.clear()
+    fake.answer = lambda body: number(60)
+    assert values(judged(4)) == [80, 60, 60, 80]
+    assert {answer_in(body) for body in fake.bodies} == {"reply 1", "reply 2"}
+    fake.bodies.clear()
+    assert values(judged(4)) == [80, 60, 60, 80] and fake.bodies == []
+
+
+def test_a_refused_key_and_an_absent_server_end_it_at_once(
+    fake: FakeJudge, judged: Callable[..., list[Judgement]]
+) -> None:
+    fake.answer = lambda body: as_json({"error": {"message": "bad key"}}, 401)
+    with pytest.raises(InputError, match="refused the key"):
+        judged(3)
+    with pytest.raises(EmevalError, match="cannot reach the server"):
+        judged(3, url="http://127.0.0.1:9", max_retries=0)
+
+
+def test_two_thousand_judgements_with_a_third_of_the_calls_failing(
+    fake: FakeJudge, judged: Callable[..., list[Judgement]]
+) -> None:
+    dice, count = random.Random(7), 2000
+    failures = itertools.cycle([
+        lambda: as_json({"error": {"message": "slow down"}}, 429, **{"Retry-After": "0.01"}),
+        lambda: as_json({"error": {"message": "oops"}}, 500, **{"Retry-After": "0.01"}),
+        lambda: Response("{cut", 200, content_type="application/json"),
+    ])  # fmt: skip
+    rolled = [dice.random() < 0.3 for _ in range(4 * count)]
+    calls = itertools.count()
+
+    def answer(body: dict[str, Any]) -> Response:
+        failing = rolled[next(calls)] and len(fake.bodies) > 1  # the first call only finds out the dialect
+        return next(failures)() if failing else number(int(answer_in(body).split()[1]) % 101)
+
+    fake.answer = answer
+    found = judged(count, concurrency=16)
+    assert len(found) == count
+    for n, judgement in enumerate(found):
+        assert judgement.completion_key == f"k{n}"
+        if judgement.outcome == "scored":
+            assert judgement.value == pytest.approx(n % 101)
+        else:
+            assert judgement.outcome == "api-error" and judgement.value is None
+    assert sum(j.outcome == "api-error" for j in found) < count // 50  # three tries at broken JSON, seven at the rest
+
+
+# ----------------------------------------------------------------------------------------------------------------- cost
+
+
+def test_the_budget_stops_it_cleanly_and_a_higher_one_goes_on(
+    fake: FakeJudge, judged: Callable[..., list[Judgement]], tmp_path: Path
+) -> None:
+    price = Price(input=10.0, output=0.0)  # 100 tokens in: a tenth of a cent a call
+    found = judged(50, budget=Budget(price, limit=0.0105), concurrency=1)
+    assert 9 <= len(found) <= 12 and len(fake.bodies) == len(found)
+    spent = bill(Jsonl(tmp_path / "judgements.jsonl", Judgement).read(), price)
+    assert spent.dollars == pytest.approx(0.001 * len(found)) and spent.calls == len(found)
+    rest = judged(50, budget=Budget(price, limit=1.0, spent=spent.dollars or 0.0))
+    assert len(rest) == 50 and len(fake.bodies) == 50
+
+
+def test_keys_change_with_the_reply_the_judge_the_prompt_and_the_context(fake: FakeJudge) -> None:
+    judge, (item,) = make(fake), items(1)
+    earlier = Item(item.completion, (Turn(question="x", answer="y"), *item.turns))
+    keys = {
+        judge.key(item),
+        make(fake, model="other").key(item),
+        make(fake, "coherence").key(item),
+        judge.key(items(2)[1]),
+        make(fake, "rating").key(item),
+        make(fake, "rating").key(earlier),
+    }
+    assert len(keys) == 6
