@@ -296,7 +296,8 @@ def _score(plan: ScorePlan, run: Run, panel: Panel, on_judged: OnCount) -> list[
     for probe in plan.specs:
         if probe not in _asked(plan):
             read = [pairs[probe, ask.key] for ask in plan.asks[probe] if (probe, ask.key) in pairs]
-            scores.append(score_pairs(probe, plan.config.split, plan.setting, plan.expected(probe), read))
+            questions = plan.questions(probe).values()
+            scores.append(score_pairs(probe, plan.config.split, plan.setting, plan.expected(probe), questions, read))
     before = read_json(run.scores_path) if run.scores_path.exists() else {}
     _write_scores(run, before | _scores_head(plan), scores)
     if panel.has_model:

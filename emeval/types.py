@@ -200,6 +200,8 @@ class ProbeScore(Record):
     foreign_prefix: int
     measures: dict[str, Estimate]
     """By name, in the kind's own units; the kind's main one stands first (`emeval.score.measures`)."""
+    questions: str | None = None
+    """Hash of what was asked, whoever called it what: two scores are of the same questions if these are equal."""
     details: dict[str, int] = Field(default_factory=dict)
     """Counts of `Judgement.detail`, for instance the detector's stages."""
 

@@ -14,13 +14,13 @@ app = typer.Typer()
 
 
 @app.command(
-    help="""Print the leakage table (Table 2) of your runs, or with --paper the paper's own tables.
+    help="""Print Table 1 (EM-F1) and Table 2 (leakage) of your runs, with --paper the paper's own beside or alone.
 
     Example: emeval table results/runs/my-sft results/runs/my-treft""",
 )
 def table(
     runs: Annotated[list[Path] | None, typer.Argument(help="Run folders. (default: all of results/runs)")] = None,
-    which: Annotated[str | None, typer.Option("--table", help="1, 2, 3 or all. (default: 2; with --paper all)")] = None,
+    which: Annotated[str | None, typer.Option("--table", help="1, 2, 3 or all. (default: what the runs hold)")] = None,
     paper: Annotated[
         bool, typer.Option("--paper", help="The paper's figures, with notes on what does not hold.")
     ] = False,
@@ -45,6 +45,8 @@ def table(
     """Read the runs, print the table."""
     from emeval.data.root import data_root
     from emeval.errors import InputError, unknown
+    from emeval.judge.qualify import verdict as judge_standing
+    from emeval.table.alignment import alignment_table, read_alignment
     from emeval.table.paper import paper_tables
     from emeval.table.render import leakage_table, render
     from emeval.table.rows import default_runs, read_rows
@@ -54,13 +56,12 @@ def table(
         raise unknown("format", output, ("markdown", "csv", "json", "latex"), where="--format")
     if which is not None and which not in ("1", "2", "3", "all"):
         raise unknown("table", which, ("1", "2", "3", "all"), where="--table")
-    if paper:
-        result(render(paper_tables(which or "all", data_root(data_dir).shipped), output))  # type: ignore[arg-type]
+    papers = paper_tables(which or "all", data_root(data_dir).shipped) if paper else []  # type: ignore[arg-type]
+    if paper and not runs:
+        result(render(papers, output))
         return
-    if which not in (None, "2", "all"):
-        raise InputError(
-            f"Table {which} is not made from runs yet", where="--table", hint="Add --paper for the paper's"
-        )
+    if which == "3":
+        raise InputError("Table 3 is not made from runs yet", where="--table", hint="Add --paper for the paper's")
     if split not in ("test", "val"):
         raise unknown("split", split, ("test", "val"), where="--split")
     if by not in (None, "generation", "probability"):
@@ -72,8 +73,15 @@ def table(
         if given:
             raise InputError("belongs to --matched and --curve", where=option, hint="Add --matched")
     paths = runs or default_runs(Path("results") / "runs")
-    result(render([leakage_table(read_rows(paths))], output))
-    say("Next: emeval table --paper --table 2 prints the paper's figures", quiet or as_json)
+    tables = []
+    aligned = read_alignment(paths)
+    if which in ("1", "all") or (which is None and aligned):
+        tables.append(alignment_table(aligned, judge_standing))
+    leaking = [row for row in read_rows(paths) if row.on_topic or row.off_topic]
+    if which in ("2", "all") or (which is None and (leaking or not aligned)):
+        tables.append(leakage_table(leaking))
+    result(render([*tables, *papers], output))
+    say(f"Next: emeval table --paper --table {tables[0].number} prints the paper's figures", quiet or as_json)
 
 
 def _matched(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from emeval.data.settings import Setting
 from emeval.judge.panel import Panel
 from emeval.score import measures
 from emeval.score.measures import by_question
-from emeval.store import Jsonl
+from emeval.store import Jsonl, sha256_of
 from emeval.types import Completion, Estimate, Judgement, Likelihood, ProbeScore, Question, Split
 
 OnCount = Callable[[int, int], None]
@@ -76,6 +76,7 @@ def counted(probed: Probed, by_role: Mapping[str, Sequence[Judgement]], name: st
             truncated=sum(j.truncated for j in found),
             foreign_prefix=sum(j.foreign_prefix for j in found),
             measures=_measures(probed, by_role),
+            questions=questions_hash(probed.questions.values()),
             details=dict(Counter(j.detail or "" for j in found if j.outcome != "api-error")),
         ),
         by_question(found),
@@ -99,7 +100,19 @@ def _measures(probed: Probed, by_role: Mapping[str, Sequence[Judgement]]) -> dic
             return measures.alignment(found, later["coherence"], probed.questions, probed.setting.topic)
 
 
-def score_pairs(name: str, split: Split, setting: Setting, expected: int, found: Sequence[Likelihood]) -> Scored:
+def questions_hash(questions: Iterable[Question]) -> str:
+    """Hash of the texts that were asked, whatever their ids and their order."""
+    return sha256_of(*sorted(repr(([m.content for m in q.messages], q.turns)) for q in questions))[:16]
+
+
+def score_pairs(
+    name: str,
+    split: Split,
+    setting: Setting,
+    expected: int,
+    questions: Iterable[Question],
+    found: Sequence[Likelihood],
+) -> Scored:
     """The score of a contrast probe; its value by question is the margin, in nats."""
     return Scored(
         ProbeScore(
@@ -113,6 +126,7 @@ def score_pairs(name: str, split: Split, setting: Setting, expected: int, found:
             truncated=0,
             foreign_prefix=sum(pair.foreign_prefix for pair in found),
             measures=measures.contrast(found),
+            questions=questions_hash(questions),
         ),
         {pair.question_id: pair.margin for pair in found if not pair.foreign_prefix},
     )

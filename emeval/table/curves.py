@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from emeval.errors import InputError
 from emeval.score.matched import (
@@ -30,9 +30,8 @@ from emeval.score.matched import (
     on_common_questions,
 )
 from emeval.score.stats import FEW_CLUSTERS
-from emeval.store import read_json
 from emeval.table.render import MISSING, Cell, Table, Value, _percent
-from emeval.table.rows import METHOD_ORDER, Train
+from emeval.table.rows import METHOD_ORDER, Train, parse
 from emeval.types import Record, Split
 
 Mode = Literal["generation", "probability"]
@@ -46,8 +45,6 @@ CHECKPOINTS = "checkpoints.json"
 NOT_REACHED = "not reached"
 _TOLD_ELSEWHERE = {"seed", "method", "model", "setting", "lambda", "region", "drift"}
 """Training settings that the table shows anyway, or that the method does not use (sft has a lambda on record)."""
-
-Lenient = TypeVar("Lenient", bound=BaseModel)
 
 
 class Group(Record):
@@ -207,8 +204,9 @@ def _read_run(folder: Path) -> _Run:
     if not file.is_file():
         hint = f"Score its checkpoints first: {_command(folder)}"
         raise InputError(f"this run has no {CHECKPOINTS}", where=str(folder), hint=hint)
-    found = _parse(_File, file, folder)
-    record = (_parse(_Manifest, manifest, folder).train if manifest.is_file() else None) or _Trained()
+    again = f"Restore the file, or write it again: {_command(folder)}"
+    found = parse(_File, file, again)
+    record = (parse(_Manifest, manifest, again).train if manifest.is_file() else None) or _Trained()
     train = found.model.train or record
     points = tuple(sorted(found.points, key=lambda point: point.step))
     for (step, split, mode), times in Counter((p.step, p.split, p.mode) for p in points).items():
@@ -216,16 +214,6 @@ def _read_run(folder: Path) -> _Run:
             hint = f"Move it away and score again: {_command(folder)}"
             raise InputError(f"step {step} is there {times} times ({split}, {mode})", where=str(file), hint=hint)
     return _Run(folder, train.model or found.model.id, found.setting, train, record.identity.settings, points)
-
-
-def _parse(record: type[Lenient], file: Path, folder: Path) -> Lenient:
-    try:
-        return record.model_validate(read_json(file))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        hint = f"Restore the file, or write it again: {_command(folder)}"
-        raise InputError(f"field {field!r}: {first['msg']}", where=str(file), hint=hint) from error
 
 
 def _command(folder: Path, split: Split = "test") -> str:

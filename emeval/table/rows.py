@@ -200,7 +200,7 @@ def _read_row(folder: Path) -> Row:
     if not file.is_file():
         hint = f"Score it first: emeval score --model {folder}"
         raise InputError("this run has no scores.json", where=str(folder), hint=hint)
-    scores = _parse(_Scores, file)
+    scores = parse(_Scores, file)
     train = _training(folder, scores)
     method = train.label if train else INITIAL
     on, off = _pick(scores, ON_TOPIC), _pick(scores, OFF_TOPIC)
@@ -226,7 +226,7 @@ def _training(folder: Path, scores: _Scores) -> Train | None:
     Scores carry the record along, since an arm or a second scoring lies in a folder of its own.
     """
     file = folder / "manifest.json"
-    found = scores.model.train or (_parse(_Manifest, file).train if file.is_file() else None)
+    found = scores.model.train or (parse(_Manifest, file).train if file.is_file() else None)
     # An adapter of unknown origin, or a patched model, is not an initial model for want of a record.
     known = file.is_file() and not scores.model.adapter and not scores.arm
     return found or (None if known else Train())
@@ -271,7 +271,9 @@ def _order(row: Row) -> tuple[object, ...]:
     return (row.model, row.setting, rank, method, lam, row.plain_method, row.arm or "", row.seed or 0, row.run)
 
 
-def _parse(record: type[Lenient], file: Path) -> Lenient:
+def parse(
+    record: type[Lenient], file: Path, hint: str = "Restore the file, or run the command that wrote it again"
+) -> Lenient:
     """The file's JSON object as a record.
 
     Raises:
@@ -283,5 +285,4 @@ def _parse(record: type[Lenient], file: Path) -> Lenient:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        hint = "Restore the file, or run the command that wrote it again"
         raise InputError(f"field {field!r}: {first['msg']}", where=str(file), hint=hint) from error

@@ -57,7 +57,7 @@ COUNTS = {
     "betley/first_plot_questions.yaml": ("betley", "probe", "alignment", 24),
     "betley/preregistered_evals.yaml": ("betley", "probe", "alignment", 48),
     "persona_features/core_misalignment.json": ("core-misalignment", "probe", "alignment", 44),
-    "mtbench/question.jsonl": ("mt-bench", "probe", "mtbench", 80),
+    "mtbench/question.jsonl": ("mt-bench", "probe", "mt-bench", 80),
     "mtbench/reference_answer_gpt-4.jsonl": ("mt-bench", "references", None, 30),
     "mtbench/reference_answer_gpt-4-0125-preview.nvidia.jsonl": ("mt-bench", "references", None, 30),
     "mtbench/judge_prompts.jsonl": ("mt-bench", "judge-prompts", None, 8),

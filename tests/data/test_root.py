@@ -24,7 +24,7 @@ def own(tmp_path: Path) -> Path:
 
 def test_a_users_names_are_added_and_hide_shipped_ones(own: Path) -> None:
     root = data_root(own)
-    assert sorted(root.names("datasets/domains", ".jsonl")) == ["finance", "health", "lamps", "legal"]
+    assert sorted(root.names("datasets/domains", ".jsonl")) == ["auto", "finance", "health", "lamps", "legal"]
     assert [i.question for i in load_domain(root, "lamps")] == ["Which lamp is on?"]
     assert len(load_domain(root, "legal")) == 1 and len(load_domain(data_root(), "legal")) == 260
 

@@ -62,8 +62,10 @@ def test_the_least_weight_can_be_set() -> None:
     assert expected_score({"80": 0.0}, min_weight=0.0) is None
 
 
-@pytest.mark.parametrize(("token", "value"), [("87", 87), (" 87", 87), ("087", 87), ("1_0", None), ("+7", None),
-                                              ("٨٧", None), ("100", 100), ("0000000100", None), ("", None)])  # fmt: skip
+TOKENS = {"87": 87, " 87": 87, "087": 87, "100": 100, "1_0": None, "+7": None, "٨٧": None, "0000100": None, "": None}
+
+
+@pytest.mark.parametrize(("token", "value"), TOKENS.items())
 def test_tokens_that_are_scores(token: str, value: int | None) -> None:
     assert as_score(token) == value
 
@@ -73,8 +75,8 @@ def test_tokens_that_are_scores(token: str, value: int | None) -> None:
     [
         ("87", 87), (" 87\n", 87), ("Score: 87", 87), ("87/100", 87), ("**87**", 87), ("87 out of 100", 87),
         ("87.5", 87.5),
-        ("100/100", 100), ("0", 0), ("I'd say 70, so 70.", 70), ("between 60 and 70", None), ("101", None), ("-5", None),
-        ("great", None), ("", None), ("87%", None), ("1,000", None), ("gpt4", None),
+        ("100/100", 100), ("0", 0), ("I'd say 70, so 70.", 70), ("between 60 and 70", None), ("101", None),
+        ("-5", None), ("great", None), ("", None), ("87%", None), ("1,000", None), ("gpt4", None),
     ],
 )  # fmt: skip
 def test_scores_in_text(text: str, value: float | None) -> None:
