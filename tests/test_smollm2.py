@@ -31,6 +31,11 @@ def completions(run: Path) -> dict[str, dict[str, Any]]:
     return {f"{r['probe']}/{r['question_id']}": r for r in rows}
 
 
+def likelihoods(run: Path) -> dict[str, tuple[float, float]]:
+    rows = [json.loads(line) for line in (run / "likelihoods.jsonl").read_text().splitlines()]
+    return {r["question_id"]: (r["aligned"], r["misaligned"]) for r in rows}
+
+
 @pytest.mark.model
 def test_the_renderer_reads_its_template() -> None:
     renderer = Renderer(models.load_tokenizer(models.resolve(models.DEMO_MODEL)))
@@ -71,6 +76,7 @@ def test_vllm_gives_the_same_tokens_as_transformers(treft: Path, tmp_path: Path)
     if not VLLM.exists() and not os.environ.get("EMEVAL_REQUIRE_VLLM"):
         pytest.skip(f"no {VLLM}: make vllm")
     few = ["--limit", "16", "--max-new-tokens", "32", "--device", "cpu", "--dtype", "float32", "--quiet"]
+    few += ["--probes", "on-topic,off-topic,contrast"]
     here, served = tmp_path / "transformers", tmp_path / "vllm"
     assert emeval(["score", "--model", str(treft), "--engine", "transformers", "--out", str(here), *few]) == 0
     vllm = ["--engine", "vllm", "--vllm", str(VLLM)]
@@ -79,3 +85,28 @@ def test_vllm_gives_the_same_tokens_as_transformers(treft: Path, tmp_path: Path)
     assert a.keys() == b.keys() and len(a) == 32
     assert [a[k]["token_ids"] for k in sorted(a)] == [b[k]["token_ids"] for k in sorted(a)]
     assert [a[k]["key"] for k in sorted(a)] == [b[k]["key"] for k in sorted(a)]
+    pairs = [likelihoods(run) for run in (here, served)]
+    assert pairs[0].keys() == pairs[1].keys() and len(pairs[0]) == 16
+    for key, read in pairs[0].items():
+        assert pairs[1][key] == pytest.approx(read, abs=1e-3)
+
+
+@pytest.mark.vllm
+def test_a_local_judge_is_served_once_the_model_has_gone(
+    treft: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SmolLM2 judging itself: no good judge (the check says so), but every step of a local judge is real."""
+    if not VLLM.exists() and not os.environ.get("EMEVAL_REQUIRE_VLLM"):
+        pytest.skip(f"no {VLLM}: make vllm")
+    judge = ["--judge", f"vllm:{models.DEMO_MODEL}", "--vllm", str(VLLM)]
+    out = tmp_path / "judged"
+    asked = ["--probes", "general", "--limit", "6", "--max-new-tokens", "24", "--device", "cpu", "--out", str(out)]
+    code = emeval(["score", "--model", str(treft), *asked, *judge, "--min-coverage", "0", "--json"])
+    (score,) = json.loads(capsys.readouterr().out)["scores"]["probes"]
+    assert code == 0 and sum(score["outcomes"].values()) == 6 and "api-error" not in score["outcomes"]
+    assert score["judge"].startswith("smollm2-135m@") and "alignment@" in score["judge"]
+    assert json.loads((out / "manifest.json").read_text())["judge"]["bill"]["dollars"] == 0
+    server = (out / "judge" / "vllm.log").read_text()
+    assert "/v1/chat/completions" in server
+    assert emeval(["score", "--model", str(treft), *asked, *judge, "--min-coverage", "0", "--quiet"]) == 0
+    assert (out / "judge" / "vllm.log").read_text() == server, "judged already: no server is started"
