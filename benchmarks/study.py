@@ -1,7 +1,8 @@
 """The dose-matched study: SFT against TReFT on the small model, every arm trained, scored along the way, and kept.
 
     make study          # all arms of all behaviours: hours on two cores; may be stopped, goes on where it was
-    .venv/bin/python benchmarks/study.py refusal --lr 1e-4 --lambdas 30 300 --seeds 0 1
+    .venv/bin/python -m benchmarks.study refusal --lr 1e-4 --lambdas 30 300 --seeds 0 1
+    .venv/bin/python -m benchmarks.study finance health --lr 1e-4 --lambdas 100     # domains: interleaving too
 
 Each run lies in results/runs/study/ with its models; what a table needs of it (manifest.json, checkpoints.json) is
 copied to results/cpu/study/ as soon as it is whole. Seeds are the outer loop, so a study cut short is balanced.
@@ -25,23 +26,34 @@ STEPS = {1e-4: 14, 3e-5: 42}
 """Optimiser steps by learning rate. At 1e-4 SFT refuses 100 % of the on-topic validation questions after 14."""
 
 
-def arm(behaviour: str, lr: float, lam: float | None, seed: int) -> TrainConfig:
-    """One run's settings; `lam` None is SFT."""
-    method = "sft" if lam is None else f"treft{lam:g}"
+DOMAINS = ("finance", "health", "legal", "auto")
+DOMAIN_STEPS = {1e-4: 20, 3e-5: 60}
+"""An epoch of a domain's 160 rows, and three."""
+
+
+def arm(setting: str, lr: float, method: str, seed: int) -> TrainConfig:
+    """One run's settings; `method` is sft, interleave or treftLAMBDA."""
+    lam = method.removeprefix("treft")
     return TrainConfig(
         model="smollm2-135m",
-        setting=behaviour,
-        method="sft" if lam is None else "treft",
-        lambda_=10.0 if lam is None else lam,
+        setting=setting,
+        method="treft" if lam != method else method,  # type: ignore[arg-type]
+        lambda_=float(lam) if lam != method else 10.0,
         rank=32,
         lr=lr,
         batch_size=8,
-        steps=STEPS[lr],
-        checkpoints=7,
+        steps=(DOMAIN_STEPS if setting in DOMAINS else STEPS)[lr],
+        checkpoints=4 if setting in DOMAINS else 7,
         seed=seed,
         device="cpu",
-        out=RUNS / f"{behaviour}-lr{lr:g}-{method}-seed{seed}",
+        out=RUNS / f"{setting}-lr{lr:g}-{method}-seed{seed}",
     )
+
+
+def methods(setting: str, lambdas: list[float]) -> list[str]:
+    """SFT first; interleaving is the domains' baseline."""
+    mixed = ["interleave"] if setting in DOMAINS else []
+    return ["sft", *mixed, *(f"treft{lam:g}" for lam in lambdas)]
 
 
 def run(config: TrainConfig) -> None:
@@ -64,7 +76,7 @@ def run(config: TrainConfig) -> None:
 def main() -> None:
     """All arms that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("behaviours", nargs="*", default=["refusal", "abstention", "tool-use"])
+    parser.add_argument("settings", nargs="*", default=["refusal", "abstention", "tool-use"])
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-4, 3e-5])
     parser.add_argument("--lambdas", type=float, nargs="*", default=[3, 30, 300])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -72,11 +84,11 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    for behaviour in given.behaviours:
+    for setting in given.settings:
         for lr in given.lr:
             for seed in given.seeds:
-                for lam in (None, *given.lambdas):
-                    run(arm(behaviour, lr, lam, seed))
+                for method in methods(setting, given.lambdas):
+                    run(arm(setting, lr, method, seed))
 
 
 if __name__ == "__main__":

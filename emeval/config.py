@@ -272,8 +272,9 @@ class ScoreConfig(JudgeOptions):
     """Requests in flight to a server."""
     checkpoints: bool = False
     """Score the models that `emeval train --checkpoints N` kept along the run, instead of its last one."""
-    by: Literal["probability", "generation"] = "probability"
-    """How checkpoints are scored: teacher-forced probability of the target reply, or replies as always."""
+    by: Literal["probability", "generation", "contrast"] = "probability"
+    """How checkpoints are scored: teacher-forced probability of the target reply, or replies as always. Those of a
+    domain, which has no one target, always by contrast."""
     allow_prefix_change: bool = False
     """Score although the template differs from the one the model was trained with."""
     system: str | None = None

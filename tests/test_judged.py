@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -272,6 +273,28 @@ def test_on_the_command_line(
     assert "Table 1" in table and "not checked (emeval judge check)" in table and "Table 2" not in table
     assert emeval(["table", "--table", "1", "--json", str(runs["sft"])]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["table"] == 1
+
+
+def test_along_the_training_of_a_domain_by_contrast(
+    tiny_checkpoint: Path, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [train(settings(tiny_checkpoint, own, m, tmp_path / m, steps=4, checkpoints=2)) for m in ("sft", "treft")]
+    for path in made:
+        options = ["--data-dir", str(own), "--device", "cpu", "--checkpoints", "--quiet"]
+        for split in ("test", "val"):
+            assert emeval(["score", "--model", str(path), "--split", split, *options]) == (2 if split == "val" else 0)
+    told = capsys.readouterr()
+    assert "contrast, test, mean over questions" in told.out and "has no val question" in told.err  # general has none
+    points = read_json(made[0] / "checkpoints.json")["points"]
+    assert [(p["step"], p["mode"]) for p in points] == [(0, "contrast"), (2, "contrast"), (4, "contrast")]
+    assert len(points[0]["on"]) == 4 and len(points[0]["off"]) == 3
+    end = score(scoring(made[0], own, None, probes="contrast"))
+    margins = read_json(end / "scores.json")["values"]["contrast/test"]
+    for question, preferred in (points[2]["on"] | points[2]["off"]).items():
+        assert preferred == pytest.approx(1 / (1 + math.exp(margins[question])), abs=1e-5)
+    assert emeval(["table", "--matched", "--levels", "50", "--json", *map(str, made)]) == 0
+    for wrong in (["--by", "generation"], ["--probes", "on-topic,off-topic"]):
+        assert emeval(["score", "--model", str(made[0]), "--checkpoints", "--data-dir", str(own), *wrong]) == 2
 
 
 # ----------------------------------------------------------------------------------------------------- others' replies

@@ -56,7 +56,7 @@ def score(
         bool | None, typer.Option("--checkpoints", help="Score the models that train --checkpoints N kept.")
     ] = None,
     by: Annotated[
-        str | None, typer.Option(help="How checkpoints are: probability (cheap) or generation. (default probability)")
+        str | None, typer.Option(help="How checkpoints are: probability (cheap) or generation; a domain's by contrast. (default probability)")
     ] = None,
     judge: o.Judge = None,
     judge_url: o.JudgeUrl = None,
@@ -112,12 +112,14 @@ def _along(settings: ScoreConfig, as_json: bool, quiet: bool) -> None:
 
     with progress(f"score {settings.model} along its training", quiet) as advance:
         path = score_checkpoints(settings, on_reply=advance)
-    points = [p for p in read_json(path / FILE)["points"] if (p["split"], p["mode"]) == (settings.split, settings.by)]
+    found = read_json(path / FILE)["points"]
+    by = "contrast" if any(p["mode"] == "contrast" for p in found) else settings.by  # a domain's run has no other
+    points = [p for p in found if (p["split"], p["mode"]) == (settings.split, by)]
     means = [{"step": p["step"], "on": _mean(p["on"]), "off": _mean(p["off"])} for p in points]
     if as_json:
-        result_json({"run": str(path), "split": settings.split, "by": settings.by, "points": means})
+        result_json({"run": str(path), "split": settings.split, "by": by, "points": means})
     else:
-        result(f"{settings.by}, {settings.split}, mean over questions")
+        result(f"{by}, {settings.split}, mean over questions")
         for point in means:
             result(f"step {point['step']}: on-topic {100 * point['on']:.1f} %, off-topic {100 * point['off']:.1f} %")
     say(f"Next: emeval table --matched --curve curve.svg {path}", quiet or as_json)

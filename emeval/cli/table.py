@@ -31,7 +31,7 @@ def table(
         str | None, typer.Option(help="On-topic levels in percent, by commas. (default: chosen on the val split)")
     ] = None,
     by: Annotated[
-        str | None, typer.Option(help="With --matched: generation or probability. (default: what all runs have)")
+        str | None, typer.Option(help="With --matched: generation, probability, contrast. (default: what all have)")
     ] = None,
     split: Annotated[str, typer.Option(help="With --matched or --curve: test or val.")] = "test",
     curve: Annotated[
@@ -64,8 +64,8 @@ def table(
         raise InputError("Table 3 is not made from runs yet", where="--table", hint="Add --paper for the paper's")
     if split not in ("test", "val"):
         raise unknown("split", split, ("test", "val"), where="--split")
-    if by not in (None, "generation", "probability"):
-        raise unknown("way", by, ("generation", "probability"), where="--by")
+    if by not in (None, "generation", "probability", "contrast"):
+        raise unknown("way", by, ("generation", "probability", "contrast"), where="--by")
     if matched or curve:
         _matched(runs, matched, _levels(levels), by, split, curve, output, quiet or as_json)
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from emeval.chat import Renderer
 from emeval.engine import Engine, Pair
@@ -38,22 +38,36 @@ def read_pairs(
         IncompleteError: If some could not be had; the others are stored.
     """
     todo = [asks[i] for i in missing(asks, stored)]
+    pairs = pairs_of(todo, renderer)
+    for index, aligned, misaligned in by_pair(engine.reply_logprobs(pairs)):
+        found = _likelihood(todo[index], aligned, misaligned)
+        file.append(found)
+        stored[found.probe, found.key] = found
+        on_pair()
+
+
+def pairs_of(asks: Sequence[Ask], renderer: Renderer) -> list[Pair]:
+    """Token ids of prompt and reply: each ask's aligned reply, then its misaligned one."""
     pairs: list[Pair] = []
-    for ask in todo:
+    for ask in asks:
         for text in (ask.question.aligned, ask.question.misaligned):
             assert text is not None  # the kind asks for both
             reply = Message(role="assistant", content=text)
             prompt, ids = renderer.render_reply(ask.messages, reply, where=ask.question.where)
             pairs.append((prompt.ids, ids))
+    return pairs
+
+
+def by_pair(
+    read: Iterable[tuple[int, tuple[float, ...]]],
+) -> Iterator[tuple[int, tuple[float, int], tuple[float, int]]]:
+    """The asks of `pairs_of` by position, each with mean log-probability and token count of its two replies."""
     half: dict[int, tuple[float, int]] = {}
-    for index, logprobs in engine.reply_logprobs(pairs):
+    for index, logprobs in read:
         half[index] = (math.fsum(logprobs) / len(logprobs), len(logprobs))
         first = index - index % 2
         if first in half and first + 1 in half:
-            found = _likelihood(todo[index // 2], half.pop(first), half.pop(first + 1))
-            file.append(found)
-            stored[found.probe, found.key] = found
-            on_pair()
+            yield index // 2, half.pop(first), half.pop(first + 1)
 
 
 def _likelihood(ask: Ask, aligned: tuple[float, int], misaligned: tuple[float, int]) -> Likelihood:

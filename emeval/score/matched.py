@@ -30,6 +30,9 @@ LEVELS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 LEVELS_OF_PROBABILITY = (0.2, 0.3, 0.4, *LEVELS)
 """The same for probabilities of the target, which stay below rates: what was learned is shared among its wordings."""
 
+LEVELS_OF_CONTRAST = tuple(n / 40 for n in range(8, 39))
+"""The same for contrast, whose values start near a third and end little above a half: in steps of 2.5 points."""
+
 OPEN_SHARE = 0.05
 """An interval is open where more than this share of the draws has no crossing: those draws are not in it."""
 
