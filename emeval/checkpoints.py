@@ -4,8 +4,8 @@ Three ways. By generation, every kept model is scored like any other, in a folde
 generated: each question's own target reply is read with teacher forcing, and its probability is the geometric mean
 over its tokens, exp(mean log p), between 0 and 1. That is continuous, so its error is small on few questions, and one
 forward a batch is all it takes. It is no appearance rate: a model that has learned a dozen wordings gives each a share.
-A domain of poor advice has no target reply to other questions; there the value is by contrast, how far the model prefers
-a question's misaligned reply to its aligned one, per token: q / (p + q), p and q being their geometric means.
+A domain of poor advice has no target reply to other questions; there the value is by contrast, how far the model
+prefers a question's misaligned reply to its aligned one, per token: q / (p + q), p and q being their geometric means.
 
 `checkpoints.json` is written anew after every model, whole, and what it holds is not measured again.
 """

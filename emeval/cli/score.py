@@ -56,7 +56,7 @@ def score(
         bool | None, typer.Option("--checkpoints", help="Score the models that train --checkpoints N kept.")
     ] = None,
     by: Annotated[
-        str | None, typer.Option(help="How checkpoints are: probability (cheap) or generation; a domain's by contrast. (default probability)")
+        str | None, typer.Option(help="probability (cheap, the default) or generation; a domain's by contrast.")
     ] = None,
     judge: o.Judge = None,
     judge_url: o.JudgeUrl = None,
