@@ -93,7 +93,9 @@ def write_atomic(path: Path, text: str, option: str = "--out") -> None:
 
 def write_json(path: Path, value: object) -> None:
     """`write_atomic` of indented JSON. Not a number and infinity are errors: a reader would choke on them."""
-    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
+    # Half a character becomes its JSON escape, as in the JSONL files.
+    write_atomic(path, text.encode("utf-8", "backslashreplace").decode() + "\n")
 
 
 def _plain(value: object) -> object:

@@ -77,7 +77,9 @@ class JudgePrompt(Record):
         else:
             text = _compiled(self.body).render(question=last.question, answer=last.answer, turns=list(turns))
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": text}]
+        # Half a character, which models do write, cannot be sent: it becomes the sign for what cannot be shown.
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return [*system, {"role": "user", "content": whole}]
 
 
 def load_judge_prompt(root: DataRoot, name: str) -> JudgePrompt:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import random
+import socket
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -199,6 +203,32 @@ def test_a_refused_key_and_an_absent_server_end_it_at_once(
         judged(3)
     with pytest.raises(EmevalError, match="cannot reach the server"):
         judged(3, url="http://127.0.0.1:9", max_retries=0)
+
+
+def test_a_call_that_hangs_or_is_cut_is_asked_again(fake: FakeJudge, judged: Callable[..., list[Judgement]]) -> None:
+    slept = threading.Event()
+
+    def hang_once(body: dict[str, Any]) -> Response:
+        if not slept.is_set():
+            slept.set()
+            time.sleep(0.6)
+        return number(80)
+
+    fake.answer = hang_once
+    assert values(judged(timeout=0.3)) == [80] and len(fake.bodies) == 2
+
+
+def test_a_server_that_cuts_every_connection_is_one_line(judged: Callable[..., list[Judgement]]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def cut() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    listening.accept()[0].close()
+
+        threading.Thread(target=cut, daemon=True).start()
+        with pytest.raises(EmevalError, match="cannot reach the server"):
+            judged(2, url=f"http://127.0.0.1:{listening.getsockname()[1]}", max_retries=1)
 
 
 def test_two_thousand_judgements_with_a_third_of_the_calls_failing(
