@@ -23,13 +23,13 @@ from emeval.chat import Renderer, shared_start
 from emeval.config import ScoreConfig
 from emeval.data.behaviours import Behaviour
 from emeval.errors import InputError
-from emeval.pipeline import OnCount, origin, score
+from emeval.pipeline import origin, score
 from emeval.probe.likelihood import by_pair, pairs_of
 from emeval.probe.plan import ScorePlan, plan_scoring
 from emeval.probe.run import Ask
 from emeval.provenance import facts, now
 from emeval.store import Run, read_json, sha256_of, write_json
-from emeval.types import SCHEMA_VERSION
+from emeval.types import SCHEMA_VERSION, OnCount
 
 FILE = "checkpoints.json"
 PROBES = ("on-topic", "off-topic")

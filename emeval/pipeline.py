@@ -5,9 +5,7 @@ Everything is checked before a model is loaded or a folder is made; everything t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from itertools import groupby
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,23 @@ from emeval import models
 from emeval.config import JudgeConfig, ScoreConfig
 from emeval.data.root import data_root
 from emeval.data.settings import load_setting
-from emeval.engine import Engine
-from emeval.engine.choose import Opening, check_engine, open_engine
+from emeval.engine.choose import check_engine
 from emeval.errors import IncompleteError, InputError
 from emeval.judge.cost import Bill, bill
 from emeval.judge.panel import PROMPT_OF, Panel
 from emeval.judge.run import RuleJudge
-from emeval.judge.tally import OnCount, Probed, Scored, counter, score_pairs, score_replies
-from emeval.probe.kinds import UNASKED, find_questions
-from emeval.probe.likelihood import read_pairs, stored_likelihoods
+from emeval.judge.tally import Probed, Scored, counter, score_pairs, score_replies
+from emeval.probe.kinds import find_questions
+from emeval.probe.likelihood import stored_likelihoods
 from emeval.probe.plan import Arm, ScorePlan, plan_scoring
-from emeval.probe.run import Ask, ask_all, missing, stored_completions
+from emeval.probe.run import stored_completions
+from emeval.probe.session import all_stored, ask, asked, completions_of, likelihoods_of, longest
 from emeval.probe.spec import load_probe, probe_name
 from emeval.provenance import facts, now
 from emeval.store import Jsonl, Run, read_json, slug, write_json
-from emeval.types import SCHEMA_VERSION, Completion, Judgement, Likelihood
+from emeval.types import SCHEMA_VERSION, Completion, Judgement, OnCount, Say
 
-__all__ = ["Arm", "OnCount", "dry_run", "judge", "origin", "score"]
-
-Say = Callable[[str], None]
+__all__ = ["Arm", "dry_run", "judge", "origin", "score"]
 
 
 def _silent(*_: object) -> None:
@@ -64,12 +60,12 @@ def score(
     plan = plan_scoring(config, arm)
     run = Run(_run_path(plan))
     panel = _panel(plan, run, say)
-    if not _all_stored(plan, run):
+    if not all_stored(plan, run):
         check_engine(plan.engine, config)
     with run.locked():
         _check_same(run, plan)
         run.update_manifest(score=_manifest_section(plan))
-        shortfall = _ask(plan, run, on_reply)
+        shortfall = ask(plan, run, on_reply)
         scores = _score(plan, run, panel, on_judged)
     _check_coverage(scores, config.min_coverage, run, shortfall, panel)
     return run.path
@@ -86,13 +82,13 @@ def dry_run(config: ScoreConfig) -> Bill:
     panel = _panel(plan, run, _silent)
     if not panel.has_model:
         raise InputError("there is nothing to estimate without a judge model", where="--dry-run", hint="Give --judge")
-    stored = stored_completions(Jsonl(run.completions_path, Completion))
+    stored = stored_completions(completions_of(run))
     calls = []
     for probe, spec in plan.specs.items():
         if spec.kind in PROMPT_OF:
             asks = [ask for turn in plan.asks_with(probe, stored) for ask in turn]
-            had = [stored.get((probe, ask.key)) or _longest(ask) for ask in asks]
-            had += [_longest(a, turn) for a in plan.asks[probe] for turn in range(2, 2 + len(a.question.turns))
+            had = [stored.get((probe, ask.key)) or longest(ask) for ask in asks]
+            had += [longest(a, turn) for a in plan.asks[probe] for turn in range(2, 2 + len(a.question.turns))
                     if not any(h.question_id == a.question.id and h.turn == turn for h in had)]  # fmt: skip
             calls += panel.calls(spec.kind, plan.setting, plan.questions(probe), had)
     return panel.estimate(calls, Jsonl(run.judgements_path, Judgement))
@@ -199,93 +195,13 @@ def _file_of(run: Run) -> Jsonl[Judgement]:
     return Jsonl(run.judgements_path, Judgement)
 
 
-# -------------------------------------------------------------------------------------------------------------- asking
-
-
-def _all_stored(plan: ScorePlan, run: Run) -> bool:
-    stored = stored_completions(Jsonl(run.completions_path, Completion))
-    had = sum(len(turn) - len(missing(turn, stored)) for p in _asked(plan) for turn in plan.asks_with(p, stored))
-    pairs = stored_likelihoods(Jsonl(run.path / "likelihoods.jsonl", Likelihood))
-    return had == sum(map(plan.expected, _asked(plan))) and not any(
-        missing(plan.asks[p], pairs) for p in plan.specs if p not in _asked(plan)
-    )
-
-
-def _asked(plan: ScorePlan) -> list[str]:
-    """The probes that generate replies."""
-    return [probe for probe, spec in plan.specs.items() if spec.kind not in UNASKED]
-
-
-def _ask(plan: ScorePlan, run: Run, on_reply: OnCount) -> IncompleteError | None:
-    """Put what is still missing. Returns the engine's complaint if some replies could not be had."""
-    if _all_stored(plan, run):
-        return None
-    file, pair_file = Jsonl(run.completions_path, Completion), Jsonl(run.path / "likelihoods.jsonl", Likelihood)
-    stored, pairs = stored_completions(file), stored_likelihoods(pair_file)
-    total = sum(map(plan.expected, plan.specs))
-    keys = {(p, a.key) for p in plan.specs for turn in plan.asks_with(p, stored) for a in turn}
-    count = len(keys & (stored.keys() | pairs.keys()))
-
-    def replied() -> None:
-        nonlocal count
-        count += 1
-        on_reply(count, total)
-
-    on_reply(count, total)
-    prefix = partial(plan.arm.prefix, prefix_ids=plan.renderer.prefix_ids()) if plan.arm and plan.renderer else None
-    opening = Opening(plan.config, plan.source, plan.tokenizer, plan.renderer, run.path, prefix)
-    engine = open_engine(plan.engine, opening)
-    complaint = None
-    try:
-        for group in _groups(plan, engine, stored):
-            try:
-                ask_all(group, engine, file, stored, replied)
-            except IncompleteError as e:
-                complaint = complaint or e
-        for probe in plan.specs:
-            if probe not in _asked(plan) and missing(plan.asks[probe], pairs):
-                assert plan.renderer is not None  # `plan_scoring` refuses contrast without one
-                read_pairs(plan.asks[probe], plan.renderer, engine, pair_file, pairs, replied)
-    except IncompleteError as e:
-        complaint = complaint or e
-    finally:
-        engine.close()
-        file.close()
-        pair_file.close()
-    return complaint
-
-
-def _groups(plan: ScorePlan, engine: Engine, stored: dict[tuple[str, str], Completion]) -> Iterator[list[Ask]]:
-    """What to put together to the engine, turn by turn; the next turn is made when the one before has been answered.
-
-    In process, a probe at a time: its batch plan must not depend on which other probes were named. A server has no
-    such plan, and is kept busy with all probes at once.
-    """
-    turn = 0
-    while True:
-        rounds = [plan.asks_with(probe, stored) for probe in _asked(plan)]
-        asks = [ask for found in rounds if len(found) > turn for ask in found[turn]]
-        if not asks:
-            return
-
-        def together(ask: Ask) -> tuple[str, ...]:
-            probe = ask.question.probe if engine.name == "transformers" else ""
-            return (ask.sampling.model_dump_json(), probe)
-
-        for _, group in groupby(sorted(asks, key=together), together):
-            found = list(group)
-            if missing(found, stored):
-                yield found
-        turn += 1
-
-
 # ------------------------------------------------------------------------------------------------------------- scoring
 
 
 def _score(plan: ScorePlan, run: Run, panel: Panel, on_judged: OnCount) -> list[Scored]:
-    stored = stored_completions(Jsonl(run.completions_path, Completion))
-    pairs = stored_likelihoods(Jsonl(run.path / "likelihoods.jsonl", Likelihood))
-    probed = [_probed(plan, probe, stored) for probe in _asked(plan)]
+    stored = stored_completions(completions_of(run))
+    pairs = stored_likelihoods(likelihoods_of(run))
+    probed = [_probed(plan, probe, stored) for probe in asked(plan)]
     file = _file_of(run)
     try:
         judged = counter(panel, probed, file, on_judged)
@@ -294,7 +210,7 @@ def _score(plan: ScorePlan, run: Run, panel: Panel, on_judged: OnCount) -> list[
         panel.close()
         file.close()
     for probe in plan.specs:
-        if probe not in _asked(plan):
+        if probe not in asked(plan):
             read = [pairs[probe, ask.key] for ask in plan.asks[probe] if (probe, ask.key) in pairs]
             questions = plan.questions(probe).values()
             scores.append(score_pairs(probe, plan.config.split, plan.setting, plan.expected(probe), questions, read))
@@ -321,7 +237,7 @@ def _probed(plan: ScorePlan, probe: str, stored: dict[tuple[str, str], Completio
 def _stored_probes(config: JudgeConfig, run: Run, root: Any, setting: Any, panel: Panel) -> Iterator[Probed]:
     """The probes a run has replies to, as `_probed` would find them, without the model that gave them."""
     replies: dict[tuple[str, Any], list[Completion]] = {}
-    for completion in stored_completions(Jsonl(run.completions_path, Completion)).values():
+    for completion in stored_completions(completions_of(run)).values():
         replies.setdefault((completion.probe, completion.split), []).append(completion)
     expected = {(p["probe"], p["split"]): p["expected"] for p in read_json(run.scores_path).get("probes", [])}
     named = {probe_name(p): p for p in run.manifest()["score"]["resolved"]["probes"]}
@@ -393,20 +309,3 @@ def _check_coverage(
             if spent
             else "Run the same command again: only what is missing is asked",
         )
-
-
-def _longest(ask: Ask, turn: int = 1) -> Completion:
-    """A stand-in for a reply that is not there yet, for estimates."""
-    asked = ask.question.messages[-1].content if turn == 1 else ask.question.turns[turn - 2]
-    return Completion(
-        key=f"{ask.key}/{turn}",
-        probe=ask.question.probe,
-        split=ask.question.split,
-        question_id=ask.question.id,
-        question=asked,
-        sample=ask.sample,
-        turn=turn,
-        text="word" * ask.sampling.max_new_tokens,
-        prompt_tokens=0,
-        truncated=True,
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ from emeval.judge.foreign import PROBE, kept_scores, load_responses
 from emeval.judge.llm import LlmJudge
 from emeval.judge.panel import Call, Panel
 from emeval.judge.qualify import FOLDER, Qualification, as_item, keep, load_items, qualify
-from emeval.judge.tally import OnCount, Probed, Scored, counted, counter, counting, score_replies
+from emeval.judge.tally import Probed, Scored, counted, counter, counting, score_replies
 from emeval.provenance import facts, now
 from emeval.store import Jsonl, Run, sha256_file, slug, write_json
-from emeval.types import SCHEMA_VERSION, Completion, Judgement, ProbeScore
+from emeval.types import SCHEMA_VERSION, Completion, Judgement, OnCount, ProbeScore, Say
 
-Say = Callable[[str], None]
 _FOREIGN = Setting(name="responses", topic="responses")
 
 

@@ -6,11 +6,17 @@ estimate. Records that are stored carry `schema_version`, so a later release can
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
+
+OnCount = Callable[[int, int], None]
+"""Progress: called with how many are done, and how many there are."""
+Say = Callable[[str], None]
+"""Told what a user should know, one line at a time."""
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Split = Literal["train", "val", "test"]

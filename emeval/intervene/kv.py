@@ -15,8 +15,9 @@ import torch
 from emeval import models
 from emeval.config import PatchConfig, ScoreConfig
 from emeval.errors import InputError
-from emeval.pipeline import Arm, OnCount, score
+from emeval.pipeline import Arm, score
 from emeval.prefix import KV, prefix_forward
+from emeval.types import OnCount
 
 LABEL = "prefix from the initial model"
 

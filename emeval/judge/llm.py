@@ -23,7 +23,7 @@ from emeval.judge.parse import as_score, expected_score, flag_in_text, rating, s
 from emeval.judge.prompt import JudgePrompt
 from emeval.judge.run import Item, verdict_on
 from emeval.store import Jsonl, sha256_of
-from emeval.types import Judgement, Outcome
+from emeval.types import Judgement, Outcome, Say
 
 if TYPE_CHECKING:
     import openai
@@ -85,7 +85,7 @@ class LlmJudge:
         server: JudgeServer,
         prompt: JudgePrompt,
         budget: Budget | None = None,
-        say: Callable[[str], None] = lambda text: None,
+        say: Say = lambda text: None,
     ) -> None:
         self.server, self.prompt = server, prompt
         self.budget = budget or Budget()

@@ -22,7 +22,7 @@ from emeval.judge.llm import Budget, JudgeServer, LlmJudge
 from emeval.judge.prompt import JudgePrompt, Turn, load_judge_prompt, load_judge_prompt_file
 from emeval.judge.run import Item, Judge, RuleJudge, WordCount
 from emeval.store import Jsonl
-from emeval.types import Completion, Judgement, Question
+from emeval.types import Completion, Judgement, Question, Say
 
 Role = Literal["main", "coherence", "second"]
 OPENAI = "https://api.openai.com/v1"
@@ -59,7 +59,7 @@ class Panel:
         root: DataRoot,
         log_dir: Path,
         file: Jsonl[Judgement],
-        say: Callable[[str], None] = lambda text: None,
+        say: Say = lambda text: None,
     ) -> None:
         self.options, self.root, self.log_dir, self.say = options, root, log_dir, say
         self._server: JudgeServer | None = None

@@ -11,10 +11,7 @@ from emeval.judge.panel import Panel
 from emeval.score import measures
 from emeval.score.measures import by_question
 from emeval.store import Jsonl, sha256_of
-from emeval.types import Completion, Estimate, Judgement, Likelihood, ProbeScore, Question, Split
-
-OnCount = Callable[[int, int], None]
-"""Called with: how many are done, how many there are."""
+from emeval.types import Completion, Estimate, Judgement, Likelihood, OnCount, ProbeScore, Question, Split
 
 
 @dataclass(frozen=True)
