@@ -225,6 +225,8 @@ class JudgeOptions(CommandConfig):
     """How a 0-100 judge is read: probability-weighted where its server tells log-probabilities, or its text."""
     judge_concurrency: int = Field(default=32, gt=0)
     """Judge calls in flight."""
+    judge_batch: bool = False
+    """Judge through the vendor's batch API: slower, usually at half the price."""
     coherence: bool = False
     """Also ask how coherent each reply is, a second call."""
     max_cost: float | None = Field(default=None, gt=0)

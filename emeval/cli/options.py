@@ -28,6 +28,9 @@ JudgePrompt = Annotated[
 ]
 JudgeMode = Annotated[str | None, typer.Option(help="auto, logprobs or text. (default auto)")]
 JudgeConcurrency = Annotated[int | None, typer.Option(help="Judge calls in flight. (default 32)")]
+JudgeBatch = Annotated[
+    bool | None, typer.Option("--judge-batch", help="Through the vendor's batch API: slower, cheaper.")
+]
 Coherence = Annotated[bool | None, typer.Option("--coherence", help="Also ask how coherent each reply is.")]
 MaxCost = Annotated[float | None, typer.Option(help="Dollars a run's judgements may cost; stops there, resumable.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]

@@ -64,6 +64,7 @@ def score(
     judge_prompt: o.JudgePrompt = None,
     judge_mode: o.JudgeMode = None,
     judge_concurrency: o.JudgeConcurrency = None,
+    judge_batch: o.JudgeBatch = None,
     coherence: o.Coherence = None,
     dry_run: Annotated[
         bool | None, typer.Option("--dry-run", help="Print what judging would cost; ask nothing.")

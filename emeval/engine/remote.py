@@ -97,6 +97,24 @@ class Remote:
 
             await run_all(work() for _ in range(min(self.concurrency, len(todo))))
 
+    def plain_client(self) -> openai.OpenAI:
+        """A client for one call after the other, with the same key and patience."""
+        import openai
+
+        http = openai.DefaultHttpxClient(trust_env=not is_loopback(self.url))
+        return openai.OpenAI(
+            base_url=self.url,
+            api_key=self._secret() or "none",
+            max_retries=self._max_retries,
+            timeout=self._timeout,
+            http_client=http,
+        )
+
+    def failure(self, error: Exception, model: str | None = None) -> EmevalError:
+        """An error of the client as one line of ours."""
+        hint = "Run the same command again"
+        return self._refused(error, model) or EmevalError(self._explain(error), where=self.url, hint=hint)
+
     def _client(self) -> openai.AsyncOpenAI:
         import httpx2
         import openai

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from pydantic import SecretStr
 
 from emeval.engine.remote import Remote, Session
+from emeval.judge.batch import Order, order_file, remaining, run_batch
 from emeval.judge.cost import Price, tokens_of
 from emeval.judge.dialect import Dialect
 from emeval.judge.parse import as_score, expected_score, flag_in_text, rating, score_in_text, word_outcome
@@ -46,6 +47,10 @@ class JudgeServer:
     name: str | None = None
     """What judgements call it; default: `model`. A local judge is called by its weights, whatever its server says."""
     mode: Mode = "auto"
+    batch: bool = False
+    """Through the vendor's batch API."""
+    poll: float = 20.0
+    """Seconds between two looks at a batch."""
     concurrency: int = 32
     max_retries: int = 6
     timeout: float = 120.0
@@ -125,11 +130,31 @@ class LlmJudge:
             max_retries=self.server.max_retries,
             timeout=self.server.timeout,
         )
-        for index, judgement in remote.ask_all(session, todo):
+        asked = self._batched(remote, session, keys, todo, file) if self.server.batch else remote.ask_all(session, todo)
+        for index, judgement in asked:
             file.append(judgement)
             known[index] = judgement
             on_judged()
         return [j for j in known if j is not None]
+
+    def _batched(
+        self, remote: Remote, session: _Judging, keys: Sequence[str], todo: list[int], file: Jsonl[Judgement]
+    ) -> Iterator[tuple[int, Judgement]]:
+        """The first call as always, which finds out what the endpoint takes; the others in one batch."""
+        path = order_file(file.path.parent, self.id)
+        if todo and not path.exists():
+            yield from remote.ask_all(session, todo[:1])
+            todo = todo[1:]
+        if not todo or self.budget.exhausted():
+            return
+        place = {key: n for n, key in enumerate(keys)}
+        order = Order(judge=self.id, keys=remaining(keys, todo))
+        found = run_batch(
+            remote, path, order, lambda key: session.body(place[key]), poll=self.server.poll, say=self.say
+        )
+        for key, response, reason in found:
+            if key in place:  # a run that was scored with fewer questions since then has no use for the rest
+                yield place[key], session.read_response(place[key], response, reason)
 
     def unjudged(self, items: Sequence[Item], file: Jsonl[Judgement]) -> list[Item]:
         """The items that a call has to be made for."""
@@ -167,6 +192,22 @@ class _Judging(Session[tuple[int, Judgement]]):
                     return index, answered
         return index, await self._judge(client, index)
 
+    def body(self, index: int) -> dict[str, Any]:
+        """The request of one job, for a batch."""
+        prompt = self.judge.prompt
+        fields = self.judge.dialect.fields(prompt.max_tokens)
+        return {"model": self.model, "messages": prompt.render(self.items[index].turns), **fields}
+
+    def read_response(self, index: int, response: Any | None, reason: str) -> Judgement:
+        """The judgement in a batch's answer to one job."""
+        choices = getattr(response, "choices", None)
+        if not choices:
+            return self._record(index, "api-error", None, None, reason or "the answer holds no choices")
+        counts = _counts(response)
+        if self.judge.budget.price:
+            self.judge.budget.spent += self.judge.budget.price.of(*(n or 0 for n in counts))
+        return self._read(index, choices[0], counts)
+
     async def _judge(self, client: openai.AsyncOpenAI, index: int) -> Judgement:
         messages = self.judge.prompt.render(self.items[index].turns)
         price, budget = self.judge.budget.price, self.judge.budget
@@ -176,9 +217,9 @@ class _Judging(Session[tuple[int, Judgement]]):
             response, choice = await self._call(client, messages)
         finally:
             budget.reserved -= expected
-        usage = getattr(response, "usage", None)
-        counts = tuple(getattr(usage, f"{way}_tokens", None) for way in ("prompt", "completion"))
-        budget.spent += price.of(*(n or 0 for n in counts)) if price and usage else expected
+        counts = _counts(response)
+        counted = price is not None and counts != (None, None)
+        budget.spent += price.of(*(n or 0 for n in counts)) if price and counted else expected
         return self._read(index, choice, counts)
 
     async def _call(self, client: openai.AsyncOpenAI, messages: list[dict[str, str]]) -> tuple[Any, Any]:
@@ -260,6 +301,12 @@ class _Judging(Session[tuple[int, Judgement]]):
             input_tokens=counts[0],
             output_tokens=counts[1],
         )
+
+
+def _counts(response: Any) -> tuple[int | None, int | None]:
+    """Tokens in and out as the server counted them."""
+    usage = getattr(response, "usage", None)
+    return getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
 
 
 def _by_digit(weights: Mapping[str, float], following: str) -> bool:

@@ -147,7 +147,7 @@ class Panel:
         """Where the judge model is; a local one is started if `started`."""
         options = self.options
         assert options.judge is not None  # has_model was asked
-        plain = {"mode": options.judge_mode, "concurrency": options.judge_concurrency}
+        plain = {"mode": options.judge_mode, "concurrency": options.judge_concurrency, "batch": options.judge_batch}
         if self._local is None:
             return JudgeServer(options.judge, options.judge_url or OPENAI, options.judge_key_env, **plain)  # type: ignore[arg-type]
         name = f"{self._local.name}@{self._local.weights_id()[:8]}"

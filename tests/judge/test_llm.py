@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import math
 import random
+import re
 import socket
 import threading
 import time
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 from judge_server import FakeJudge, answer_in, as_json, number, said
 from pytest_httpserver import HTTPServer
-from werkzeug import Response
+from werkzeug import Request, Response
 
 from emeval.data.root import data_root
 from emeval.errors import EmevalError, InputError
@@ -286,3 +288,85 @@ def test_keys_change_with_the_reply_the_judge_the_prompt_and_the_context(fake: F
         make(fake, "rating").key(earlier),
     }
     assert len(keys) == 6
+
+
+# ---------------------------------------------------------------------------------------------------------------- batch
+
+
+class Vendor:
+    """Files and batches behind the API; a batch completes when it has been looked at `slowness` times."""
+
+    def __init__(self, server: HTTPServer, fake: FakeJudge, slowness: int = 1) -> None:
+        self.fake, self.slowness = fake, slowness
+        self.files: dict[str, str] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
+        server.expect_request("/v1/files", method="POST").respond_with_handler(self.upload)
+        server.expect_request("/v1/batches", method="POST").respond_with_handler(self.create)
+        server.expect_request("/v1/batches", method="GET").respond_with_handler(self.list)
+        server.expect_request(re.compile("/v1/batches/.+")).respond_with_handler(self.look)
+        server.expect_request(re.compile("/v1/files/.+/content")).respond_with_handler(self.download)
+
+    def upload(self, request: Request) -> Response:
+        name = f"file-{len(self.files)}"
+        self.files[name] = request.files["file"].read().decode()
+        return as_json({"id": name, "object": "file", "bytes": 1, "created_at": 1, "filename": "f", "purpose": "batch"})
+
+    def create(self, request: Request) -> Response:
+        body = request.get_json()
+        batch = {"id": f"batch-{len(self.batches)}", "object": "batch", "created_at": 1, "status": "in_progress"}
+        batch |= {"looks": 0, **body}
+        self.batches[str(batch["id"])] = batch
+        return as_json(batch)
+
+    def list(self, request: Request) -> Response:
+        return as_json({"object": "list", "data": list(self.batches.values()), "has_more": False})
+
+    def look(self, request: Request) -> Response:
+        batch = self.batches[request.path.rpartition("/")[2]]
+        batch["looks"] += 1
+        if batch["looks"] >= self.slowness:
+            rows = [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines()]
+            out = [self.answered(row) for row in rows]
+            self.files["out"] = "".join(json.dumps(row) + "\n" for row in out)
+            batch |= {"status": "completed", "output_file_id": "out"}
+        return as_json(batch)
+
+    def answered(self, row: dict[str, Any]) -> dict[str, Any]:
+        response = self.fake.answer(row["body"])
+        body = json.loads(response.get_data())
+        return {"custom_id": row["custom_id"], "response": {"status_code": response.status_code, "body": body}}
+
+    def download(self, request: Request) -> Response:
+        return Response(self.files["out"])
+
+
+def test_a_batch_is_placed_once_and_found_again_after_a_kill(
+    fake: FakeJudge, httpserver: HTTPServer, judged: Callable[..., list[Judgement]], tmp_path: Path
+) -> None:
+    vendor = Vendor(httpserver, fake, slowness=1000)
+    lost = as_json({"error": {"message": "filtered"}}, 400)
+    fake.answer = lambda body: lost if answer_in(body) == "reply 3" else number(int(answer_in(body).split()[1]) + 10)
+    killed = threading.Thread(target=lambda: judged(6, batch=True, poll=0.01), daemon=True)
+    killed.start()  # stands for a process that is gone while it waits
+    while not vendor.batches:
+        time.sleep(0.01)
+    vendor.slowness = 1
+    killed.join()
+    (tmp_path / "judgements.jsonl").unlink()  # as if nothing had been written yet when it was killed
+    batch = json.loads(vendor.files["file-0"].splitlines()[0])
+    assert batch["body"]["logprobs"] and len(vendor.files["file-0"].splitlines()) == 5 and len(vendor.batches) == 1
+    found = judged(6, batch=True, poll=0.01)
+    assert [j.outcome for j in found] == ["scored"] * 3 + ["api-error"] + ["scored"] * 2
+    assert values(found) == [10, 11, 12, None, 14, 15] and found[5].input_tokens == 100
+    assert len(vendor.batches) == 1, "the batch that was placed before is used"
+    assert not list(tmp_path.glob("judge-batch-*")), "the order goes when all is read"
+    again = judged(6, batch=True, poll=0.01)
+    assert values(again) == values(found) and len(vendor.batches) == 1
+
+
+def test_an_endpoint_without_a_batch_api_says_so(
+    fake: FakeJudge, httpserver: HTTPServer, judged: Callable[..., list[Judgement]]
+) -> None:
+    httpserver.expect_request("/v1/batches").respond_with_data("", 404)
+    with pytest.raises(InputError, match="no batch API"):
+        judged(3, batch=True)

@@ -1,0 +1,136 @@
+"""Judging through a vendor's batch API (`--judge-batch`): slower, usually at half the price, nothing paid twice.
+
+The first call goes the ordinary way, to find out what the endpoint takes. Which replies a batch is for is written down
+before it is made, and the batch carries a mark made of that: whenever this is killed, the same command finds its batch
+at the vendor by the mark, and waits for it, instead of ordering another one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from emeval.engine.remote import Remote
+from emeval.errors import EmevalError, InputError
+from emeval.store import read_json, sha256_of, write_json
+from emeval.types import Record
+
+ROUTE = "/v1/chat/completions"
+_MARK = "emeval"
+_LOOKED_AT = 500
+"""Batches looked through for ours, the newest first."""
+_OVER = ("failed", "expired", "cancelled")
+
+
+class Order(Record):
+    """What a batch is for: kept in the run's folder while it is under way."""
+
+    judge: str
+    keys: tuple[str, ...] = Field(min_length=1)
+
+    @property
+    def mark(self) -> str:
+        """What the vendor's record of the batch carries."""
+        return sha256_of(self.judge, *self.keys)[:32]
+
+
+def order_file(folder: Path, judge: str) -> Path:
+    """Where a judge's order is kept."""
+    return folder / f"judge-batch-{sha256_of(judge)[:8]}.json"
+
+
+def run_batch(
+    remote: Remote,
+    path: Path,
+    order: Order,
+    request: Callable[[str], dict[str, Any]],
+    *,
+    poll: float,
+    say: Callable[[str], None],
+) -> Iterator[tuple[str, Any | None, str]]:
+    """Yield, for each key of the order that is under way, its answer, or None and the reason.
+
+    Args:
+        remote: The vendor.
+        path: Where the order is kept until all is yielded. One that lies there is finished first.
+        order: What to order if none lies there.
+        request: A key's request body.
+        poll: Seconds between two looks.
+        say: Told that it waits.
+
+    Raises:
+        InputError: If the endpoint has no batch API.
+        EmevalError: If the batch fails as a whole.
+    """
+    import openai
+
+    if path.exists():
+        order = Order.model_validate(read_json(path))
+    else:
+        write_json(path, order)
+    try:
+        with remote.plain_client() as client:
+            batch = _find(client, order, remote.url) or _place(client, order, request)
+            say(f"Waiting for batch {batch.id} of {len(order.keys)} judge calls; may be stopped and run again")
+            while batch.status not in ("completed", *_OVER):
+                time.sleep(poll)
+                batch = client.batches.retrieve(batch.id)
+            if not batch.output_file_id and not batch.error_file_id:
+                path.unlink()
+                raise EmevalError(f"the batch {batch.id} is {batch.status}", where=remote.url, hint="Run it again")
+            answers = dict(_answers(client, batch))
+    except openai.OpenAIError as error:
+        raise remote.failure(error) from None
+    for key in order.keys:
+        yield (key, *answers.get(key, (None, f"the batch is {batch.status} without this answer")))
+    path.unlink(missing_ok=True)
+
+
+def _find(client: Any, order: Order, url: str) -> Any | None:
+    """The batch of this order, if it was placed before and is not over in vain."""
+    import openai
+
+    try:
+        for seen, batch in enumerate(client.batches.list(limit=100)):
+            if (batch.metadata or {}).get(_MARK) == order.mark and batch.status not in _OVER:
+                return batch
+            if seen > _LOOKED_AT:
+                break
+    except openai.NotFoundError:
+        hint = "Leave --judge-batch out"
+        raise InputError("the endpoint has no batch API", where=url, hint=hint) from None
+    return None
+
+
+def _place(client: Any, order: Order, request: Callable[[str], dict[str, Any]]) -> Any:
+    lines = [{"custom_id": k, "method": "POST", "url": ROUTE, "body": request(k)} for k in order.keys]
+    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    file = client.files.create(file=("judge.jsonl", data), purpose="batch")
+    return client.batches.create(
+        input_file_id=file.id, endpoint=ROUTE, completion_window="24h", metadata={_MARK: order.mark}
+    )
+
+
+def _answers(client: Any, batch: Any) -> Iterator[tuple[str, tuple[Any | None, str]]]:
+    """By key, the completion, or None and why there is none."""
+    from openai.types.chat import ChatCompletion
+
+    for file in filter(None, (batch.error_file_id, batch.output_file_id)):
+        for line in client.files.content(file).text.splitlines():
+            row = json.loads(line)
+            response = row.get("response") or {}
+            if response.get("status_code") == 200:
+                yield row["custom_id"], (ChatCompletion.construct(**response["body"]), "")
+            else:
+                said = row.get("error") or response.get("body") or "no reason given"
+                yield row["custom_id"], (None, json.dumps(said)[:200])
+
+
+def remaining(keys: Sequence[str], todo: Sequence[int]) -> tuple[str, ...]:
+    """The keys to order, each once."""
+    return tuple(dict.fromkeys(keys[n] for n in todo))
