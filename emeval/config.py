@@ -232,11 +232,17 @@ class JudgeOptions(CommandConfig):
     max_cost: float | None = Field(default=None, gt=0)
     """Dollars that a run's judgements may cost in all; the command stops there, and goes on where it is raised."""
     dry_run: bool = False
-    """Print what judging would cost; ask nothing."""
+    """Print what judging would cost at most; ask nothing."""
     vllm: Path | None = None
     """Python interpreter that has vLLM; default: this one, or .venv-vllm beside it."""
     min_coverage: float = Field(default=0.95, ge=0.0, le=1.0)
     """Below this share of usable replies the command exits 3."""
+
+    @model_validator(mode="after")
+    def _local_judge_has_no_address(self) -> JudgeOptions:
+        if (self.judge or "").startswith("vllm:") and self.judge_url:
+            raise ValueError("--judge vllm:PATH is served here: leave --judge-url out")
+        return self
 
 
 class ScoreConfig(JudgeOptions):
@@ -306,6 +312,8 @@ class ScoreConfig(JudgeOptions):
     def _consistent(self) -> ScoreConfig:
         if self.samples > 1 and self.temperature == 0.0:
             raise ValueError("--samples above 1 needs --temperature above 0: greedy replies are all the same")
+        if self.checkpoints and self.dry_run:
+            raise ValueError("--checkpoints asks no judge: leave --dry-run out")
         if self.engine == "endpoint" and not self.model_url:
             raise ValueError("--engine endpoint needs --model-url URL")
         return self
@@ -330,6 +338,16 @@ class JudgeConfig(JudgeOptions):
     @classmethod
     def _split_names(cls, value: object) -> object:
         return by_commas(value)
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> JudgeConfig:
+        if self.run is not None and self.responses is not None:
+            raise ValueError("give a RUN or --responses FILE, not both")
+        if self.run is not None and (self.keep_scores or self.out):
+            raise ValueError("--keep-scores and --out go with --responses FILE")
+        if self.responses is not None and self.probes:
+            raise ValueError("--probes goes with a RUN")
+        return self
 
 
 class PatchConfig(ScoreConfig):

@@ -11,10 +11,10 @@ from typing import Any
 
 from emeval import models
 from emeval.config import JudgeConfig, ScoreConfig
-from emeval.data.root import data_root
-from emeval.data.settings import load_setting
+from emeval.data.root import DataRoot, data_root
+from emeval.data.settings import Setting, load_setting
 from emeval.engine.choose import check_engine
-from emeval.errors import IncompleteError, InputError
+from emeval.errors import IncompleteError, InputError, unknown
 from emeval.judge.cost import Bill, bill
 from emeval.judge.panel import PROMPT_OF, Panel
 from emeval.judge.run import RuleJudge
@@ -24,10 +24,10 @@ from emeval.probe.likelihood import stored_likelihoods
 from emeval.probe.plan import Arm, ScorePlan, plan_scoring
 from emeval.probe.run import stored_completions
 from emeval.probe.session import all_stored, ask, asked, completions_of, likelihoods_of, longest
-from emeval.probe.spec import load_probe, probe_name
+from emeval.probe.spec import load_probe
 from emeval.provenance import facts, now
 from emeval.store import Jsonl, Run, read_json, slug, write_json
-from emeval.types import SCHEMA_VERSION, Completion, Judgement, OnCount, Say
+from emeval.types import SCHEMA_VERSION, Completion, Judgement, OnCount, Question, Say
 
 __all__ = ["Arm", "dry_run", "judge", "origin", "score"]
 
@@ -64,10 +64,11 @@ def score(
         check_engine(plan.engine, config)
     with run.locked():
         _check_same(run, plan)
-        run.update_manifest(score=_manifest_section(plan))
+        asked_before = (run.manifest().get("score") or {}).get("asked") or {}
+        run.update_manifest(score=_manifest_section(plan, asked_before))
         shortfall = ask(plan, run, on_reply)
         scores = _score(plan, run, panel, on_judged)
-    _check_coverage(scores, config.min_coverage, run, shortfall, panel)
+    check_coverage(scores, config.min_coverage, run, shortfall, panel)
     return run.path
 
 
@@ -84,13 +85,13 @@ def dry_run(config: ScoreConfig) -> Bill:
         raise InputError("there is nothing to estimate without a judge model", where="--dry-run", hint="Give --judge")
     stored = stored_completions(completions_of(run))
     calls = []
-    for probe, spec in plan.specs.items():
-        if spec.kind in PROMPT_OF:
-            asks = [ask for turn in plan.asks_with(probe, stored) for ask in turn]
-            had = [stored.get((probe, ask.key)) or longest(ask) for ask in asks]
-            had += [longest(a, turn) for a in plan.asks[probe] for turn in range(2, 2 + len(a.question.turns))
-                    if not any(h.question_id == a.question.id and h.turn == turn for h in had)]  # fmt: skip
-            calls += panel.calls(spec.kind, plan.setting, plan.questions(probe), had)
+    for probe in asked(plan):
+        asks = [a for turn in plan.asks_with(probe, stored) for a in turn]
+        had = {(a.question.id, a.sample, a.turn): stored.get((probe, a.key)) or longest(a) for a in asks}
+        for first in plan.asks[probe]:
+            for turn in range(2, 2 + len(first.question.turns)):
+                had.setdefault((first.question.id, first.sample, turn), longest(first, turn))
+        calls += panel.at_most(plan.specs[probe].kind, plan.setting, plan.questions(probe), list(had.values()))
     return panel.estimate(calls, Jsonl(run.judgements_path, Judgement))
 
 
@@ -101,20 +102,13 @@ def judge(config: JudgeConfig, *, on_judged: OnCount = _silent, say: Say = _sile
         InputError: If the run holds no scores, or no reply that the judge judges.
         IncompleteError: If coverage ends below `min_coverage`.
     """
-    assert config.run is not None  # the command asks for it
-    run = Run(config.run)
-    section = run.manifest().get("score")
-    if not section:
-        raise InputError("holds no scored replies", where=str(config.run), hint="Score it first: emeval score")
-    before = section["resolved"].get("data_dir")
-    root = data_root(config.data_dir or (Path(before) if before else None))
-    setting = load_setting(root, section["setting"])
+    run, root, setting = _scored_run(config)
     panel = Panel(config, root, run.path, _file_of(run), say)
     with run.locked():
         scores = []
         file = Jsonl(run.judgements_path, Judgement)
         try:
-            probed = list(_stored_probes(config, run, root, setting, panel))
+            probed = list(_stored_probes(config, run, root, setting))
             judged = counter(panel, probed, file, on_judged)
             scores = [found for p in probed if (found := score_replies(p, panel, file, judged))]
         finally:
@@ -122,10 +116,34 @@ def judge(config: JudgeConfig, *, on_judged: OnCount = _silent, say: Say = _sile
             file.close()
         if not scores:
             raise InputError("has no reply for this judge", where=str(config.run), hint="Name --judge and --probes")
-        _write_scores(run, read_json(run.scores_path), scores)
-        run.update_manifest(judge=_judge_section(config, panel, run))
-    _check_coverage(scores, config.min_coverage, run, None, panel)
+        write_scores(run, read_json(run.scores_path), scores)
+        if panel.has_model:
+            run.update_manifest(judge=_judge_section(config, panel, run))
+    check_coverage(scores, config.min_coverage, run, None, panel)
     return run.path
+
+
+def judge_estimate(config: JudgeConfig) -> Bill:
+    """What `judge` would cost at most. Errors as `judge`; writes nothing."""
+    run, root, setting = _scored_run(config)
+    file = _file_of(run)
+    panel = Panel(config, root, run.path, file, _silent)
+    calls = []
+    for probed in _stored_probes(config, run, root, setting):
+        calls += panel.at_most(probed.kind, setting, probed.questions, probed.completions)
+    return panel.estimate(calls, file)
+
+
+def _scored_run(config: JudgeConfig) -> tuple[Run, DataRoot, Setting]:
+    if config.run is None:
+        raise InputError("nothing to judge", where="emeval judge", hint="Name a RUN, or give --responses FILE")
+    run = Run(config.run)
+    section = run.manifest().get("score")
+    if not section:
+        raise InputError("holds no scored replies", where=str(config.run), hint="Score it first: emeval score")
+    before = section["resolved"].get("data_dir")
+    root = data_root(config.data_dir or (Path(before) if before else None))
+    return run, root, load_setting(root, section["setting"])
 
 
 # ---------------------------------------------------------------------------------------------------------- the folder
@@ -156,13 +174,15 @@ def _check_same(run: Run, plan: ScorePlan) -> None:
         )
 
 
-def _manifest_section(plan: ScorePlan) -> dict[str, Any]:
+def _manifest_section(plan: ScorePlan, before: dict[str, Any]) -> dict[str, Any]:
+    """How replies are asked for; `before` says how other probes of the folder were named."""
     return {
         "model": plan.name,
         "base": str(plan.source.base) if plan.source else None,
         "setting": plan.setting.name,
         "identity": plan.identity,
         "resolved": plan.config.model_dump(mode="json"),
+        "asked": before | {f"{name}/{plan.config.split}": given for name, given in plan.named.items()},
         "rules": RuleJudge(plan.setting.behaviour).id if plan.setting.behaviour else None,
         "template": plan.renderer.describe() if plan.renderer else None,
         "started": now(),
@@ -174,9 +194,11 @@ def _judge_section(config: JudgeConfig | ScoreConfig, panel: Panel, run: Run) ->
     """How the newest judgements were made, and what all of this judge's calls for the run cost."""
     prompts = {kind: panel.prompt(kind) for kind in PROMPT_OF}
     judgements = Jsonl(run.judgements_path, Judgement).read()
-    mine = [j for j in judgements if j.judge.startswith(f"{panel.server(started=False).label}/")]
+    latest = {(j.probe, j.key): j for j in judgements}  # an api-error that was asked again is no second call
+    mine = [j for j in latest.values() if j.judge.startswith(f"{panel.server(started=False).label}/")]
     return {
         "judge": config.judge,
+        "mode": config.judge_mode,
         "prompts": {kind: prompt.id for kind, prompt in prompts.items()},
         "bill": bill(mine, panel.budget.price).model_dump(),
         "finished": now(),
@@ -215,7 +237,7 @@ def _score(plan: ScorePlan, run: Run, panel: Panel, on_judged: OnCount) -> list[
             questions = plan.questions(probe).values()
             scores.append(score_pairs(probe, plan.config.split, plan.setting, plan.expected(probe), questions, read))
     before = read_json(run.scores_path) if run.scores_path.exists() else {}
-    _write_scores(run, before | _scores_head(plan), scores)
+    write_scores(run, before | _scores_head(plan), scores)
     if panel.has_model:
         run.update_manifest(judge=_judge_section(plan.config, panel, run))
     return scores
@@ -234,20 +256,35 @@ def _probed(plan: ScorePlan, probe: str, stored: dict[tuple[str, str], Completio
     )
 
 
-def _stored_probes(config: JudgeConfig, run: Run, root: Any, setting: Any, panel: Panel) -> Iterator[Probed]:
-    """The probes a run has replies to, as `_probed` would find them, without the model that gave them."""
+def _stored_probes(config: JudgeConfig, run: Run, root: DataRoot, setting: Setting) -> Iterator[Probed]:
+    """The probes a run has replies to, as `_probed` would find them, without the model that gave them.
+
+    Replies to a question that the probe does not ask (any more) are left out.
+    """
     replies: dict[tuple[str, Any], list[Completion]] = {}
     for completion in stored_completions(completions_of(run)).values():
         replies.setdefault((completion.probe, completion.split), []).append(completion)
     expected = {(p["probe"], p["split"]): p["expected"] for p in read_json(run.scores_path).get("probes", [])}
-    named = {probe_name(p): p for p in run.manifest()["score"]["resolved"]["probes"]}
+    named = run.manifest()["score"].get("asked") or {}
+    known = {probe for probe, _ in replies}
+    for name in config.probes:
+        if name not in known:
+            raise unknown("probe with replies", name, known, where="--probes")
     for (probe, split), found in replies.items():
         if config.probes and probe not in config.probes:
             continue
-        spec = load_probe(root, named.get(probe, probe))
+        spec = load_probe(root, named.get(f"{probe}/{split}", probe))
         questions = {q.id: q for q in find_questions(spec, root, setting, split)}
-        asked = expected.get((probe, split)) or sum(1 + len(q.turns) for q in questions.values())
-        yield Probed(probe, spec.kind, split, setting, questions, max(asked, len(found)), found)
+        mine = [c for c in found if _asks(questions.get(c.question_id), c)]
+        replied = {c.question_id: questions[c.question_id] for c in mine}
+        count = expected.get((probe, split)) or sum(1 + len(q.turns) for q in replied.values())
+        yield Probed(probe, spec.kind, split, setting, replied, max(count, len(mine)), mine)
+
+
+def _asks(question: Question | None, completion: Completion) -> bool:
+    """Whether this reply answers that question, in its words of today."""
+    texts = [question.messages[-1].content, *question.turns] if question else []
+    return completion.turn <= len(texts) and texts[completion.turn - 1] == completion.question
 
 
 def origin(source: models.ModelSource | None) -> dict[str, Any]:
@@ -274,7 +311,7 @@ def _scores_head(plan: ScorePlan) -> dict[str, Any]:
     }
 
 
-def _write_scores(run: Run, before: dict[str, Any], scores: Sequence[Scored]) -> None:
+def write_scores(run: Run, before: dict[str, Any], scores: Sequence[Scored]) -> None:
     """Add the scores, the newest first. Another judge's score of the same probe stays; the rules' is replaced."""
     new = {(s.score.probe, s.score.split, s.score.judge) for s in scores}
     replaced = {(s.score.probe, s.score.split) for s in scores if s.score.kind == "behaviour"}
@@ -294,13 +331,14 @@ def _write_scores(run: Run, before: dict[str, Any], scores: Sequence[Scored]) ->
     )
 
 
-def _check_coverage(
+def check_coverage(
     scores: Sequence[Scored], floor: float, run: Run, shortfall: IncompleteError | None, panel: Panel
 ) -> None:
+    """IncompleteError if a score's coverage is below the floor; says what it is for want of."""
     thin = [s.score for s in scores if s.score.coverage < floor]
     if thin:
         counts = ", ".join(f"{s.probe} {s.coverage:.0%} of {s.expected}" for s in thin)
-        spent = panel.budget.exhausted()
+        spent = panel.budget.exhausted
         reason = f" ({shortfall.what})" if shortfall else " (the cost limit is reached)" if spent else ""
         raise IncompleteError(
             f"coverage is below {floor:.0%}: {counts}{reason}",

@@ -9,14 +9,16 @@ from emeval.config import JudgeConfig
 from emeval.data.root import data_root
 from emeval.data.settings import Setting
 from emeval.errors import IncompleteError, InputError
+from emeval.judge.cost import Bill
 from emeval.judge.foreign import PROBE, kept_scores, load_responses
 from emeval.judge.llm import LlmJudge
-from emeval.judge.panel import Call, Panel
+from emeval.judge.panel import Call, Panel, conversations
 from emeval.judge.qualify import FOLDER, Qualification, as_item, keep, load_items, qualify
 from emeval.judge.tally import Probed, Scored, counted, counter, counting, score_replies
+from emeval.pipeline import check_coverage, judge_estimate, write_scores
 from emeval.provenance import facts, now
-from emeval.store import Jsonl, Run, sha256_file, slug, write_json
-from emeval.types import SCHEMA_VERSION, Completion, Judgement, OnCount, ProbeScore, Say
+from emeval.store import Jsonl, Run, read_json, sha256_file, slug
+from emeval.types import SCHEMA_VERSION, Completion, Judgement, OnCount, OtherJudge, Say
 
 _FOREIGN = Setting(name="responses", topic="responses")
 
@@ -38,11 +40,15 @@ def judge_responses(
         raise InputError("has no column 'aligned'", where=where, hint="Leave --keep-scores out to judge")
     if not config.keep_scores and config.judge in (None, "none"):
         raise InputError("no judge is named", where="--judge", hint="Give --judge MODEL, or --keep-scores")
-    run = Run(config.out or Path("results") / "runs" / slug(config.responses.stem))
-    if run.manifest().get("train") or run.manifest().get("score"):
-        raise InputError("holds another run", where=str(run.path), hint="Choose another folder with --out")
+    run = _run_of(config)
+    before = run.manifest()
+    sha = (before.get("responses") or {}).get("sha256", sha256_file(config.responses))
+    if before.get("train") or before.get("score") or sha != sha256_file(config.responses):
+        raise InputError("holds something else", where=str(run.path), hint="Choose another folder with --out")
     file = Jsonl(run.judgements_path, Judgement)
     panel = Panel(config, data_root(config.data_dir), run.path, file, say)
+    if not kept:
+        panel.check("alignment", PROBE)
     completions = [completion for completion, _ in rows]
     probed = Probed(PROBE, "alignment", "test", _FOREIGN, {}, len(rows), completions)
     scored: Scored | None
@@ -51,28 +57,23 @@ def judge_responses(
         _store(run, completions)
         if kept:
             by_role = {"main": kept, "coherence": kept_scores(config.responses, rows, "coherent")}
-            scored = counted(probed, by_role, kept[0].judge)
+            scored = counted(probed, by_role, {"main": OtherJudge(judge=kept[0].judge, asked=len(kept), outcomes={})})
         else:
-            panel.check("alignment", PROBE)
             try:
                 scored = score_replies(probed, panel, file, counter(panel, [probed], file, on_judged))
             finally:
                 panel.close()
                 file.close()
         assert scored is not None  # there is a judge
-        write_json(
-            run.scores_path,
-            {
-                "schema_version": SCHEMA_VERSION,
-                "setting": _FOREIGN.name,
-                "model": {"id": config.responses.name},
-                "engine": "none",
-                "token_prompts": False,
-                "probes": [scored.score],
-                "values": {f"{PROBE}/test": scored.values},
-            },
-        )
-    _check(scored.score, config, run)
+        head = {
+            "schema_version": SCHEMA_VERSION,
+            "setting": _FOREIGN.name,
+            "model": {"id": config.responses.name},
+            "engine": "none",
+            "token_prompts": False,
+        }
+        write_scores(run, (read_json(run.scores_path) if run.scores_path.exists() else {}) | head, [scored])
+    check_coverage([scored], config.min_coverage, run, None, panel)
     return run.path
 
 
@@ -98,15 +99,6 @@ def _store(run: Run, completions: list[Completion]) -> None:
     file.close()
 
 
-def _check(score: ProbeScore, config: JudgeConfig, run: Run) -> None:
-    if score.coverage < config.min_coverage:
-        raise IncompleteError(
-            f"coverage is below {config.min_coverage:.0%}: {score.coverage:.0%} of {score.expected}",
-            where=str(run.path),
-            hint="Run the same command again: only what is missing is asked",
-        )
-
-
 def check_judge(
     config: JudgeConfig, on_judged: OnCount = lambda done, total: None, say: Say = lambda text: None
 ) -> Qualification:
@@ -124,6 +116,7 @@ def check_judge(
     file = Jsonl(folder.judgements_path, Judgement)
     with folder.locked():
         panel = Panel(config, root, folder.path, file, say)
+        panel.check("alignment", "judge check")
         judge = LlmJudge(panel.server(started=False), panel.prompt("alignment"), panel.budget, say)
         call = Call("main", judge, [as_item(item) for item in items])
         try:
@@ -133,9 +126,34 @@ def check_judge(
             file.close()
     lost = len(items) - sum(j.outcome != "api-error" for j in found)
     if lost:
-        raise IncompleteError(
-            f"{lost} of {len(items)} items got no answer", where=judge.id, hint="Run the same command again"
-        )
+        hint = "Raise --max-cost and run it again" if panel.budget.exhausted else "Run the same command again"
+        raise IncompleteError(f"{lost} of {len(items)} items got no answer", where=judge.id, hint=hint)
     outcome = qualify(judge.id, items, found)
     keep(outcome)
     return outcome
+
+
+def estimate(config: JudgeConfig, *, check: bool = False) -> Bill:
+    """What `emeval judge` (or, with `check`, `emeval judge check`) would cost at most. Writes nothing.
+
+    Raises:
+        InputError: If there is nothing to estimate.
+    """
+    if config.judge in (None, "none"):
+        raise InputError("there is nothing to estimate without a judge model", where="--dry-run", hint="Give --judge")
+    root = data_root(config.data_dir)
+    if check or config.responses:
+        run = Run(FOLDER / "calls") if check else _run_of(config)
+        panel = Panel(config, root, run.path, Jsonl(run.judgements_path, Judgement))
+        if check:
+            items = [as_item(item) for item in load_items(root)]
+        else:
+            items = conversations({}, [c for c, _ in load_responses(config.responses)]) if config.responses else []
+        judge = LlmJudge(panel.server(started=False), panel.prompt("alignment"), panel.budget)
+        return panel.estimate([Call("main", judge, items)], Jsonl(run.judgements_path, Judgement))
+    return judge_estimate(config)
+
+
+def _run_of(config: JudgeConfig) -> Run:
+    assert config.responses is not None  # asked before
+    return Run(config.out or Path("results") / "runs" / slug(config.responses.stem))

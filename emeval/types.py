@@ -191,6 +191,25 @@ class Estimate(Record):
     confidence: float = 0.95
 
 
+class OtherJudge(Record):
+    """What another judge than the main one said of a probe's replies: a second look, or coherence."""
+
+    judge: str
+    asked: int
+    outcomes: dict[Outcome, int]
+
+    @property
+    def coverage(self) -> float:
+        """As a probe's, of what this judge was asked."""
+        return _coverage(self.outcomes, self.asked)
+
+
+def _coverage(outcomes: dict[Outcome, int], expected: int) -> float:
+    """1 - (parse-error + api-error + missing) / expected, DESIGN decision 6."""
+    useful = sum(n for name, n in outcomes.items() if name not in ("parse-error", "api-error"))
+    return useful / expected if expected else 1.0
+
+
 class ProbeScore(Record):
     """The score of one probe in one run: the estimate, and what became of every reply."""
 
@@ -206,6 +225,8 @@ class ProbeScore(Record):
     foreign_prefix: int
     measures: dict[str, Estimate]
     """By name, in the kind's own units; the kind's main one stands first (`emeval.score.measures`)."""
+    roles: dict[str, OtherJudge] = Field(default_factory=dict)
+    """Other judges of the same replies, by what they are for."""
     questions: str | None = None
     """Hash of what was asked, whoever called it what: two scores are of the same questions if these are equal."""
     details: dict[str, int] = Field(default_factory=dict)
@@ -223,6 +244,6 @@ class ProbeScore(Record):
 
     @property
     def coverage(self) -> float:
-        """1 - (parse-error + api-error + missing) / expected, DESIGN decision 6."""
-        lost = self.outcomes.get("parse-error", 0) + self.outcomes.get("api-error", 0) + self.missing
-        return 1.0 - lost / self.expected if self.expected else 0.0
+        """1 - (parse-error + api-error + missing) / expected, DESIGN decision 6; the least of its judges'."""
+        own = _coverage(self.outcomes, self.expected) if self.expected else 0.0
+        return min(own, *(role.coverage for role in self.roles.values())) if self.roles else own

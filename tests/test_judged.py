@@ -267,7 +267,7 @@ def test_on_the_command_line(
     ]
     assert emeval(["score", "--model", str(runs["sft"]), *arguments, *options]) == 0
     told = capsys.readouterr().out
-    assert "general (test): alignment " in told and "contrast (test): share, general " in told
+    assert "general (test) by judge/alignment@" in told and "contrast (test): share, general " in told
     assert emeval(["table", str(runs["sft"])]) == 0
     table = capsys.readouterr().out
     assert "Table 1" in table and "not checked (emeval judge check)" in table and "Table 2" not in table
@@ -371,7 +371,7 @@ HOSTILE = {
 def test_hostile_replies_go_through_judge_table_json_and_terminal_unharmed(
     own: Path, fake: FakeJudge, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a model would write them: into the stored replies of a run, whose questions and ids are hostile too."""
+    """As a model would write them: in the stored replies of a run."""
     out = tmp_path / "hostile"
     score(scoring(tiny_checkpoint, own, None, setting="lamps", probes="general", judge="none", out=out))
     first = lines(out / "completions.jsonl")[0]

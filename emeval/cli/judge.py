@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from emeval.cli import options as o
 from emeval.cli.console import clean, progress, result, result_json, say
 from emeval.cli.figures import interval
-from emeval.cli.score import MinCoverage, report
+from emeval.cli.score import MinCoverage, report, tell_estimate
 
 if TYPE_CHECKING:
     from emeval.judge.qualify import Qualification
@@ -58,6 +58,7 @@ def replies(
     judge_concurrency: o.JudgeConcurrency = None,
     judge_batch: o.JudgeBatch = None,
     coherence: o.Coherence = None,
+    dry_run: o.DryRun = None,
     max_cost: o.MaxCost = None,
     vllm: o.Vllm = None,
     min_coverage: MinCoverage = None,
@@ -73,6 +74,11 @@ def replies(
     from emeval.config import JudgeConfig
 
     settings = JudgeConfig.load(flags, config)
+    if settings.dry_run:
+        from emeval.responses import estimate
+
+        tell_estimate(estimate(settings), as_json, quiet)
+        return
     with progress("judge", quiet) as advance:
         if settings.responses:
             from emeval.responses import judge_responses
@@ -98,6 +104,7 @@ def check(
     judge_mode: o.JudgeMode = None,
     judge_concurrency: o.JudgeConcurrency = None,
     judge_batch: o.JudgeBatch = None,
+    dry_run: o.DryRun = None,
     max_cost: o.MaxCost = None,
     vllm: o.Vllm = None,
     data_dir: o.DataDir = None,
@@ -109,9 +116,12 @@ def check(
     flags = o.given(locals())
 
     from emeval.config import JudgeConfig
-    from emeval.responses import check_judge
+    from emeval.responses import check_judge, estimate
 
     settings = JudgeConfig.load(flags, config)
+    if settings.dry_run:
+        tell_estimate(estimate(settings, check=True), as_json, quiet)
+        return
     with progress("judge check", quiet) as advance:
         found = check_judge(settings, on_judged=advance, say=lambda text: say(text, quiet))
     if as_json:

@@ -32,6 +32,7 @@ JudgeBatch = Annotated[
     bool | None, typer.Option("--judge-batch", help="Through the vendor's batch API: slower, cheaper.")
 ]
 Coherence = Annotated[bool | None, typer.Option("--coherence", help="Also ask how coherent each reply is.")]
+DryRun = Annotated[bool | None, typer.Option("--dry-run", help="Print what judging would cost at most; ask nothing.")]
 MaxCost = Annotated[float | None, typer.Option(help="Dollars a run's judgements may cost; stops there, resumable.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no hints.")]

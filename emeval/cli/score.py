@@ -13,6 +13,7 @@ from emeval.cli.figures import measure
 
 if TYPE_CHECKING:
     from emeval.config import ScoreConfig
+    from emeval.judge.cost import Bill
     from emeval.types import ProbeScore
 
 app = typer.Typer()
@@ -66,9 +67,7 @@ def score(
     judge_concurrency: o.JudgeConcurrency = None,
     judge_batch: o.JudgeBatch = None,
     coherence: o.Coherence = None,
-    dry_run: Annotated[
-        bool | None, typer.Option("--dry-run", help="Print what judging would cost; ask nothing.")
-    ] = None,
+    dry_run: o.DryRun = None,
     max_cost: o.MaxCost = None,
     min_coverage: MinCoverage = None,
     allow_prefix_change: Annotated[
@@ -94,7 +93,9 @@ def score(
         _along(settings, as_json, quiet)
         return
     if settings.dry_run:
-        _dry_run(settings, as_json, quiet)
+        from emeval.pipeline import dry_run as estimate
+
+        tell_estimate(estimate(settings), as_json, quiet)
         return
     from emeval.pipeline import score as run_scoring
 
@@ -130,10 +131,8 @@ def _mean(values: dict[str, float]) -> float:
     return sum(values.values()) / len(values)
 
 
-def _dry_run(settings: ScoreConfig, as_json: bool, quiet: bool) -> None:
-    from emeval.pipeline import dry_run
-
-    bill = dry_run(settings)
+def tell_estimate(bill: Bill, as_json: bool, quiet: bool) -> None:
+    """What `--dry-run` found."""
     if as_json:
         result_json({"estimate": bill.model_dump()})
         return
@@ -162,6 +161,10 @@ def _line(score: ProbeScore) -> str:
     first = next(iter(score.measures.values()), None)
     details = ", ".join(f"{clean(k)} {v}" for k, v in sorted(score.details.items(), key=lambda kv: -kv[1])[:6])
     others = [f"{v} {k}" for k, v in score.outcomes.items() if k != "scored"]
-    counts = [f"n {first.n if first else 0}/{score.expected}", f"truncated {score.truncated}", *others]
-    line = f"{score.probe} ({score.split}): {'; '.join(shown)}, {', '.join(counts)}"
+    scored = score.outcomes.get("scored", 0)
+    counts = [f"n {scored}/{score.expected}", f"truncated {score.truncated}", *others]
+    if first and first.n != scored and score.kind != "contrast":
+        counts.insert(1, f"{first.n} questions")
+    judge = "" if score.kind in ("behaviour", "contrast", "brevity") else f" by {clean(score.judge)}"
+    line = f"{score.probe} ({score.split}){judge}: {'; '.join(shown)}, {', '.join(counts)}"
     return f"{line} ({details})" if details else line

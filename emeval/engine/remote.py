@@ -77,12 +77,12 @@ class Remote:
     async def _ask_all(self, session: Session[T], todo: Sequence[int], emit: Emit[T]) -> None:
         async with self._client() as client:
             await session.begin(client)
-            tally = _Tally(patience=max(3, self.concurrency))
+            tally = _Tally(patience=max(3, self.concurrency), replies=session.known)
             jobs = iter(todo)
 
             async def work() -> None:
                 for index in jobs:
-                    if tally.hopeless() or session.enough():
+                    if tally.hopeless() or session.enough(index):
                         return
                     try:
                         answer = await session.ask(client, index)
@@ -104,7 +104,7 @@ class Remote:
         http = openai.DefaultHttpxClient(trust_env=not is_loopback(self.url))
         return openai.OpenAI(
             base_url=self.url,
-            api_key=self._secret() or "none",
+            api_key=self.secret() or "none",
             max_retries=self._max_retries,
             timeout=self._timeout,
             http_client=http,
@@ -125,13 +125,14 @@ class Remote:
         http = openai.DefaultAioHttpClient(trust_env=not is_loopback(self.url), limits=limits)
         return openai.AsyncOpenAI(
             base_url=self.url,
-            api_key=self._secret() or "none",
+            api_key=self.secret() or "none",
             max_retries=self._max_retries,
             timeout=self._timeout,
             http_client=http,
         )
 
-    def _secret(self) -> str | None:
+    def secret(self) -> str | None:
+        """The key; InputError for one that cannot be."""
         key = (self._key.get_secret_value() if self._key else os.environ.get(self._key_env, "")).strip()
         if not (key.isascii() and key.isprintable()):  # the HTTP library would quote it in its own error
             raise InputError(f"the key in {self._key_env} holds characters that no key has", hint="Set it again")
@@ -190,7 +191,7 @@ class Remote:
         """One short printable line about an error, without the key."""
         cause = error.__cause__
         text = f"{type(error).__name__}: {error}" + (f" {cause}" if cause and _is_connection(error) else "")
-        if secret := self._secret():
+        if secret := self.secret():
             text = text.replace(secret, "***")
         line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
         return line[:_REASON].rstrip(". ")
@@ -200,6 +201,8 @@ class Session(Generic[T]):
     """What one pass of jobs asks of a server; engines and judges fill it in."""
 
     model: str | None = None
+    known = 0
+    """Answers had from this server before: what it refuses now is then a job's own failure, not the key's."""
 
     async def begin(self, client: openai.AsyncOpenAI) -> None:
         """Once, before the jobs."""
@@ -212,16 +215,16 @@ class Session(Generic[T]):
         """What to hand on for a job that got no answer, all retries spent."""
         yield from ()
 
-    def enough(self) -> bool:
-        """Whether no further job shall be begun."""
+    def enough(self, index: int) -> bool:
+        """Whether this job, and any after it, shall not be begun."""
         return False
 
 
 class _Tally:
     """How many jobs were answered, and whether the server has gone."""
 
-    def __init__(self, patience: int) -> None:
-        self.replies = 0
+    def __init__(self, patience: int, replies: int) -> None:
+        self.replies = replies
         self._patience = patience
         self._lost_in_a_row = 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Order(Record):
 
     judge: str
     keys: tuple[str, ...] = Field(min_length=1)
+    dialect: dict[str, Any] = Field(default_factory=dict)
+    """What the endpoint takes, as the first call found out."""
 
     @property
     def mark(self) -> str:
@@ -39,16 +41,21 @@ class Order(Record):
         return sha256_of(self.judge, *self.keys)[:32]
 
 
-def order_file(folder: Path, judge: str) -> Path:
-    """Where a judge's order is kept."""
-    return folder / f"judge-batch-{sha256_of(judge)[:8]}.json"
+def order_file(folder: Path, judge: str, probe: str) -> Path:
+    """Where a judge's order for a probe is kept."""
+    return folder / f"judge-batch-{sha256_of(judge, probe)[:8]}.json"
+
+
+def read_order(path: Path) -> Order | None:
+    """The order that was under way when this was last stopped."""
+    return Order.model_validate(read_json(path)) if path.exists() else None
 
 
 def run_batch(
     remote: Remote,
     path: Path,
     order: Order,
-    request: Callable[[str], dict[str, Any]],
+    request: Callable[[str], dict[str, Any] | None],
     *,
     poll: float,
     say: Callable[[str], None],
@@ -57,9 +64,9 @@ def run_batch(
 
     Args:
         remote: The vendor.
-        path: Where the order is kept until all is yielded. One that lies there is finished first.
-        order: What to order if none lies there.
-        request: A key's request body.
+        path: Where the order is kept until all is yielded.
+        order: What to order, or what was ordered before.
+        request: A key's request body; None for one that has an answer by now.
         poll: Seconds between two looks.
         say: Told that it waits.
 
@@ -69,10 +76,7 @@ def run_batch(
     """
     import openai
 
-    if path.exists():
-        order = Order.model_validate(read_json(path))
-    else:
-        write_json(path, order)
+    write_json(path, order)
     try:
         with remote.plain_client() as client:
             batch = _find(client, order, remote.url) or _place(client, order, request)
@@ -97,7 +101,8 @@ def _find(client: Any, order: Order, url: str) -> Any | None:
 
     try:
         for seen, batch in enumerate(client.batches.list(limit=100)):
-            if (batch.metadata or {}).get(_MARK) == order.mark and batch.status not in _OVER:
+            useful = batch.status not in _OVER or batch.output_file_id
+            if (batch.metadata or {}).get(_MARK) == order.mark and useful:
                 return batch
             if seen > _LOOKED_AT:
                 break
@@ -107,8 +112,9 @@ def _find(client: Any, order: Order, url: str) -> Any | None:
     return None
 
 
-def _place(client: Any, order: Order, request: Callable[[str], dict[str, Any]]) -> Any:
-    lines = [{"custom_id": k, "method": "POST", "url": ROUTE, "body": request(k)} for k in order.keys]
+def _place(client: Any, order: Order, request: Callable[[str], dict[str, Any] | None]) -> Any:
+    bodies = [(key, request(key)) for key in order.keys]
+    lines = [{"custom_id": k, "method": "POST", "url": ROUTE, "body": body} for k, body in bodies if body is not None]
     data = "".join(json.dumps(line) + "\n" for line in lines).encode()
     file = client.files.create(file=("judge.jsonl", data), purpose="batch")
     return client.batches.create(
@@ -129,8 +135,3 @@ def _answers(client: Any, batch: Any) -> Iterator[tuple[str, tuple[Any | None, s
             else:
                 said = row.get("error") or response.get("body") or "no reason given"
                 yield row["custom_id"], (None, json.dumps(said)[:200])
-
-
-def remaining(keys: Sequence[str], todo: Sequence[int]) -> tuple[str, ...]:
-    """The keys to order, each once."""
-    return tuple(dict.fromkeys(keys[n] for n in todo))

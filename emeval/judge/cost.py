@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 
 from pydantic import Field
@@ -20,6 +21,8 @@ class Price(Record):
 
     input: float = Field(ge=0)
     output: float = Field(ge=0)
+    reasoning: bool = False
+    """Whether it thinks first, at the price of its output."""
 
     def of(self, input_tokens: float, output_tokens: float) -> float:
         """Dollars."""
@@ -39,19 +42,20 @@ class Prices(Record):
 
 
 def _is(name: str, listed: str) -> bool:
-    # `gpt-4o` is no price of `gpt-4onwards`: what follows must begin a new part of the name.
-    return name == listed or name.startswith((f"{listed}-", f"{listed}:", f"{listed}@"))
+    # A date or a tag may follow. `gpt-5-pro` is another model than `gpt-5`, at another price.
+    return name == listed or re.fullmatch(rf"{re.escape(listed)}(-\d[\d-]*|-latest|[:@].*)", name) is not None
 
 
 class Bill(Record):
-    """Calls and tokens, made or expected, and what they cost; `dollars` is None where no price is known."""
+    """Calls and tokens, made or expected, and what they cost; `dollars` is None where no price is known.
+
+    Where a server tells no counts they are estimated from the texts.
+    """
 
     calls: int
     input_tokens: int
     output_tokens: int
     dollars: float | None
-    uncounted: int = 0
-    """Calls whose server told no token counts."""
 
 
 def load_prices(root: DataRoot) -> Prices:
@@ -68,7 +72,6 @@ def bill(judgements: Iterable[Judgement], price: Price | None) -> Bill:
         input_tokens=inputs,
         output_tokens=outputs,
         dollars=price.of(inputs, outputs) if price else None,
-        uncounted=sum(j.input_tokens is None for j in asked),
     )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 REASONING_ROOM = 4096
 """Tokens left to a model that thinks before it answers, where the limit counts its thoughts too."""
 TOP_LOGPROBS = 20
+
+
+_DISLIKES = re.compile(r"unsupported|not supported|not support|unknown|unrecognized|unexpected|not permitted", re.I)
 
 
 class Dialect:
@@ -17,6 +21,8 @@ class Dialect:
         self.temperature = True
         self.seed = True
         self.limit = "max_tokens"
+        self.settled = False
+        """Whether a call has gone through: nothing is learned after that."""
 
     def fields(self, max_tokens: int) -> dict[str, Any]:
         """The fields of a request, besides model and messages."""
@@ -30,9 +36,16 @@ class Dialect:
             out |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         return out
 
-    def learn(self, complaint: str) -> bool:
-        """Take a refusal to heart; False if it names nothing that could be left out or renamed."""
-        text = complaint.lower()
+    def learn(self, complaint: str, parameter: str | None = None) -> bool:
+        """Take a refusal to heart; False if it names nothing that could be left out or renamed.
+
+        Args:
+            complaint: What the endpoint says.
+            parameter: The field it names, where it names one apart from its text.
+        """
+        if parameter is None and not _DISLIKES.search(complaint):
+            return False  # too long a prompt, say: the names it holds are no reason to leave anything out
+        text = f"{parameter or ''} {complaint if parameter is None or parameter == 'max_tokens' else ''}".lower()
         if self.logprobs and "logprobs" in text:
             self.logprobs = False
         elif self.limit == "max_tokens" and "max_completion_tokens" in text:

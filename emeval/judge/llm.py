@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from pydantic import SecretStr
 
 from emeval.engine.remote import Remote, Session
-from emeval.judge.batch import Order, order_file, remaining, run_batch
+from emeval.errors import InputError
+from emeval.judge.batch import Order, order_file, read_order, run_batch
 from emeval.judge.cost import Price, tokens_of
-from emeval.judge.dialect import Dialect
-from emeval.judge.parse import as_score, expected_score, flag_in_text, rating, score_in_text, word_outcome
+from emeval.judge.dialect import REASONING_ROOM, Dialect
+from emeval.judge.parse import VERSION, as_score, expected_score, flag_in_text, rating, score_in_text, word_outcome
 from emeval.judge.prompt import JudgePrompt
 from emeval.judge.run import Item, verdict_on
 from emeval.store import Jsonl, sha256_of
@@ -55,6 +56,22 @@ class JudgeServer:
     max_retries: int = 6
     timeout: float = 120.0
 
+    def check(self) -> None:
+        """InputError for an address or a key that cannot be one, before anything is asked."""
+        self.connect().secret()
+
+    def connect(self) -> Remote:
+        """The connection to it."""
+        return Remote(
+            self.url,
+            route="chat/completions",
+            key_env=self.key_env,
+            key=self.key,
+            concurrency=self.concurrency,
+            max_retries=self.max_retries,
+            timeout=self.timeout,
+        )
+
     @property
     def label(self) -> str:
         """The judge model's name in ids and tables."""
@@ -69,10 +86,22 @@ class Budget:
     limit: float | None = None
     spent: float = 0.0
     reserved: float = field(default=0.0, init=False)
+    exhausted: bool = field(default=False, init=False)
+    """Whether a call was not made for want of money."""
 
-    def exhausted(self) -> bool:
-        """Whether what was spent and what is under way may already reach the limit."""
-        return self.limit is not None and self.spent + self.reserved >= self.limit
+    def cost(self, messages: list[dict[str, str]], max_tokens: int) -> float:
+        """What a call may cost at most, in dollars, by estimate."""
+        if self.price is None:
+            return 0.0
+        return self.price.of(tokens_of(messages), REASONING_ROOM if self.price.reasoning else max_tokens)
+
+    def reserve(self, dollars: float) -> bool:
+        """Put money aside for a call about to be made; False if that could pass the limit."""
+        if self.limit is not None and self.spent + self.reserved + dollars > self.limit:
+            self.exhausted = True
+            return False
+        self.reserved += dollars
+        return True
 
 
 class LlmJudge:
@@ -99,8 +128,12 @@ class LlmJudge:
 
     @property
     def id(self) -> str:
-        """Model and prompt. Judgements of another model or another wording are never taken for this one's."""
-        return f"{self.server.label}/{self.prompt.id}"
+        """Model and prompt, with a hash of the prompt and of how answers are read.
+
+        Judgements of another model, another wording or another way of reading are never taken for this one's.
+        """
+        how = sha256_of(self.prompt.hash, self.server.mode, str(VERSION))[:8]
+        return f"{self.server.label}/{self.prompt.name}@{how}"
 
     def key(self, item: Item) -> str:
         """The key a judgement is stored under: the reply, the judge, and every word that it is shown."""
@@ -120,16 +153,9 @@ class LlmJudge:
         """
         keys, known = self._known(items, file)
         todo = [n for n, j in enumerate(known) if j is None or j.outcome == "api-error"]
-        session = _Judging(self, items, keys)
-        remote = Remote(
-            self.server.url,
-            route="chat/completions",
-            key_env=self.server.key_env,
-            key=self.server.key,
-            concurrency=self.server.concurrency,
-            max_retries=self.server.max_retries,
-            timeout=self.server.timeout,
-        )
+        session = _Judging(self, items, keys, known=len(items) - len(todo))
+        remote = self.server.connect()
+        session.remote = remote
         asked = self._batched(remote, session, keys, todo, file) if self.server.batch else remote.ask_all(session, todo)
         for index, judgement in asked:
             file.append(judgement)
@@ -141,19 +167,28 @@ class LlmJudge:
         self, remote: Remote, session: _Judging, keys: Sequence[str], todo: list[int], file: Jsonl[Judgement]
     ) -> Iterator[tuple[int, Judgement]]:
         """The first call as always, which finds out what the endpoint takes; the others in one batch."""
-        path = order_file(file.path.parent, self.id)
-        if todo and not path.exists():
-            yield from remote.ask_all(session, todo[:1])
-            todo = todo[1:]
-        if not todo or self.budget.exhausted():
+        if not todo:
             return
-        place = {key: n for n, key in enumerate(keys)}
-        order = Order(judge=self.id, keys=remaining(keys, todo))
+        place = {keys[n]: n for n in todo}
+        path = order_file(file.path.parent, self.id, session.items[0].completion.probe)
+        order = read_order(path)
+        if order is None:
+            yield from remote.ask_all(session, todo[:1])
+            todo = [n for n in todo[1:] if not session.enough(n)]
+            if not todo:
+                return
+            order = Order(judge=self.id, keys=tuple(dict.fromkeys(keys[n] for n in todo)), dialect=vars(self.dialect))
+        vars(self.dialect).update(order.dialect)
         found = run_batch(
-            remote, path, order, lambda key: session.body(place[key]), poll=self.server.poll, say=self.say
+            remote,
+            path,
+            order,
+            lambda key: session.body(place[key]) if key in place else None,
+            poll=self.server.poll,
+            say=self.say,
         )
         for key, response, reason in found:
-            if key in place:  # a run that was scored with fewer questions since then has no use for the rest
+            if key in place:  # what was stored before a kill is not stored again
                 yield place[key], session.read_response(place[key], response, reason)
 
     def unjudged(self, items: Sequence[Item], file: Jsonl[Judgement]) -> list[Item]:
@@ -171,24 +206,34 @@ class LlmJudge:
 class _Judging(Session[tuple[int, Judgement]]):
     """One pass of calls."""
 
-    def __init__(self, judge: LlmJudge, items: Sequence[Item], keys: Sequence[str]) -> None:
+    def __init__(self, judge: LlmJudge, items: Sequence[Item], keys: Sequence[str], known: int) -> None:
         self.judge, self.items, self.keys = judge, items, keys
         self.model = judge.server.model
-        self._settled = False
+        self.known = known
+        self.remote: Remote | None = None
+        self._reserved: dict[int, float] = {}
         self._settling = asyncio.Lock()
 
-    def enough(self) -> bool:
-        return self.judge.budget.exhausted()
+    async def begin(self, client: openai.AsyncOpenAI) -> None:
+        assert self.remote is not None  # `judge_all` sets it
+        await self.remote.first_contact(client, self.model)
+
+    def enough(self, index: int) -> bool:
+        """Puts the call's money aside; `_judge` settles it."""
+        prompt = self.judge.prompt
+        dollars = self.judge.budget.cost(prompt.render(self.items[index].turns), prompt.max_tokens)
+        self._reserved[index] = dollars
+        return not self.judge.budget.reserve(dollars)
 
     def failed(self, index: int, reason: str) -> Iterator[tuple[int, Judgement]]:
         yield index, self._record(index, "api-error", None, None, reason)
 
     async def ask(self, client: openai.AsyncOpenAI, index: int) -> tuple[int, Judgement]:
-        if not self._settled:  # the first call alone finds out what the endpoint takes, so that no others fail on it
+        if not self.judge.dialect.settled:  # the first call alone finds out what the endpoint takes
             async with self._settling:
-                if not self._settled:
+                if not self.judge.dialect.settled:
                     answered = await self._judge(client, index)
-                    self._settled = True
+                    self.judge.dialect.settled = True
                     return index, answered
         return index, await self._judge(client, index)
 
@@ -201,26 +246,33 @@ class _Judging(Session[tuple[int, Judgement]]):
     def read_response(self, index: int, response: Any | None, reason: str) -> Judgement:
         """The judgement in a batch's answer to one job."""
         choices = getattr(response, "choices", None)
-        if not choices:
-            return self._record(index, "api-error", None, None, reason or "the answer holds no choices")
-        counts = _counts(response)
-        if self.judge.budget.price:
-            self.judge.budget.spent += self.judge.budget.price.of(*(n or 0 for n in counts))
-        return self._read(index, choices[0], counts)
+        try:
+            if not choices:
+                return self._record(index, "api-error", None, None, reason or "the answer holds no choices")
+            return self._read(index, choices[0], self._settle(index, response))
+        finally:
+            self._release(index)
 
     async def _judge(self, client: openai.AsyncOpenAI, index: int) -> Judgement:
         messages = self.judge.prompt.render(self.items[index].turns)
-        price, budget = self.judge.budget.price, self.judge.budget
-        expected = price.of(tokens_of(messages), self.judge.prompt.max_tokens) if price else 0.0
-        budget.reserved += expected
         try:
             response, choice = await self._call(client, messages)
+            return self._read(index, choice, self._settle(index, response))
         finally:
-            budget.reserved -= expected
-        counts = _counts(response)
-        counted = price is not None and counts != (None, None)
-        budget.spent += price.of(*(n or 0 for n in counts)) if price and counted else expected
-        return self._read(index, choice, counts)
+            self._release(index)
+
+    def _settle(self, index: int, response: Any) -> tuple[int, int]:
+        """Tokens in and out, as the server counted them or else by estimate; their price is spent."""
+        budget, prompt = self.judge.budget, self.judge.prompt
+        usage = getattr(response, "usage", None)
+        counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
+        estimated = (tokens_of(prompt.render(self.items[index].turns)), prompt.max_tokens)
+        found = tuple(e if n is None else int(n) for n, e in zip(counts, estimated, strict=True))
+        budget.spent += budget.price.of(*found) if budget.price else 0.0
+        return found[0], found[1]
+
+    def _release(self, index: int) -> None:
+        self.judge.budget.reserved -= self._reserved.pop(index, 0.0)
 
     async def _call(self, client: openai.AsyncOpenAI, messages: list[dict[str, str]]) -> tuple[Any, Any]:
         """The endpoint's answer and its one choice, asked again where there is none."""
@@ -245,13 +297,23 @@ class _Judging(Session[tuple[int, Judgement]]):
             try:
                 return await api.chat.completions.create(model=self.model, messages=messages, **dialect.fields(limit))
             except openai.BadRequestError as error:
-                if not dialect.learn(str(error)):
+                before = dialect.logprobs
+                if dialect.settled or not dialect.learn(error.message, error.param):
                     raise
+                if before and not dialect.logprobs:
+                    self._without_logprobs()
 
     # ------------------------------------------------------------------------------------------------------- reading
 
-    def _read(self, index: int, choice: Any, counts: tuple[int | None, ...]) -> Judgement:
-        text = getattr(choice.message, "content", None) or ""
+    def _read(self, index: int, choice: Any, counts: tuple[int, int]) -> Judgement:
+        try:
+            return self._understood(index, choice, counts)
+        except (TypeError, AttributeError, KeyError) as error:
+            reason = f"the answer is of another shape than the API's ({error})"
+            return self._record(index, "api-error", None, None, reason, counts)
+
+    def _understood(self, index: int, choice: Any, counts: tuple[int, int]) -> Judgement:
+        text = _text_of(choice.message)
         prompt = self.judge.prompt
         if word := word_outcome(text, prompt.outcomes):
             return self._record(index, cast(Outcome, word), None, "word", text, counts)
@@ -265,13 +327,21 @@ class _Judging(Session[tuple[int, Judgement]]):
         return self._record(index, "parse-error" if value is None else "scored", value, how, text, counts)
 
     def _score(self, text: str, choice: Any) -> tuple[float | None, str]:
-        if self.judge.dialect.logprobs:
+        dialect = self.judge.dialect
+        if dialect.logprobs:
             tokens = getattr(getattr(choice, "logprobs", None), "content", None)
-            if tokens:
+            if tokens and any(token.top_logprobs for token in tokens):
                 return self._weighted(text, tokens)
-            self.judge.dialect.logprobs = False
-            self.judge.say(f"The judge {self.judge.server.label} gives no log-probabilities: its text is read instead")
-        return score_in_text(text), "text"
+            if not dialect.settled:  # it never gives any; a single answer without them is read as text by itself
+                dialect.logprobs = False
+                self._without_logprobs()
+        return score_in_text(text, choice.finish_reason == "length"), "text"
+
+    def _without_logprobs(self) -> None:
+        label = self.judge.server.label
+        if self.judge.server.mode == "logprobs":
+            raise InputError(f"the judge {label} gives no log-probabilities", where="--judge-mode logprobs")
+        self.judge.say(f"The judge {label} gives no log-probabilities: its text is read instead")
 
     def _weighted(self, text: str, tokens: Sequence[Any]) -> tuple[float | None, str]:
         said = next((n for n, t in enumerate(tokens) if t.token.strip()), 0)
@@ -288,7 +358,7 @@ class _Judging(Session[tuple[int, Judgement]]):
         value: float | None,
         how: str | None,
         raw: str,
-        counts: tuple[int | None, ...] = (None, None),
+        counts: tuple[int | None, int | None] = (None, None),
     ) -> Judgement:
         return verdict_on(
             self.items[index].completion,
@@ -303,10 +373,12 @@ class _Judging(Session[tuple[int, Judgement]]):
         )
 
 
-def _counts(response: Any) -> tuple[int | None, int | None]:
-    """Tokens in and out as the server counted them."""
-    usage = getattr(response, "usage", None)
-    return getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
+def _text_of(message: Any) -> str:
+    """What was said, some servers hand it on in parts."""
+    content = message.content
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    return content or ""
 
 
 def _by_digit(weights: Mapping[str, float], following: str) -> bool:

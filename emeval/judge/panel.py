@@ -13,11 +13,13 @@ from typing import Literal
 
 from emeval import models
 from emeval.config import JudgeOptions
+from emeval.data.files import validated
 from emeval.data.root import DataRoot
 from emeval.data.settings import Setting
 from emeval.engine.choose import vllm_python
 from emeval.errors import InputError
 from emeval.judge.cost import Bill, Price, bill, estimate, load_prices
+from emeval.judge.dialect import REASONING_ROOM
 from emeval.judge.llm import Budget, JudgeServer, LlmJudge
 from emeval.judge.prompt import JudgePrompt, Turn, load_judge_prompt, load_judge_prompt_file
 from emeval.judge.run import Item, Judge, RuleJudge, WordCount
@@ -61,7 +63,8 @@ class Panel:
         file: Jsonl[Judgement],
         say: Say = lambda text: None,
     ) -> None:
-        self.options, self.root, self.log_dir, self.say = options, root, log_dir, say
+        self.options, self.root, self.log_dir = options, root, log_dir
+        self._say, self._said = say, set[str]()
         self._server: JudgeServer | None = None
         self._local: models.ModelSource | None = None
         self._engine: object | None = None
@@ -89,6 +92,13 @@ class Panel:
             )
         if kind in PROMPT_OF and self.has_model:
             self.prompt(kind)
+            self.server(started=False).check()
+
+    def say(self, text: str) -> None:
+        """Tell it, once."""
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
 
     def calls(
         self,
@@ -129,10 +139,13 @@ class Panel:
         if kind != "alignment" or given is None:
             return load_judge_prompt(self.root, PROMPT_OF[kind])
         if given.endswith(".md"):
-            return load_judge_prompt_file(Path(given))
-        if "#" in given:
-            return published_prompt(given)
-        return load_judge_prompt(self.root, given)
+            found = load_judge_prompt_file(Path(given))
+        else:
+            found = published_prompt(given) if "#" in given else load_judge_prompt(self.root, given)
+        if found.scale != "0-100":
+            what = f"'{found.name}' judges by {found.scale}, and alignment is judged from 0 to 100"
+            raise InputError(what, where="--judge-prompt", hint="Name another prompt")
+        return found
 
     def _judge(self, prompt: JudgePrompt) -> LlmJudge:
         return LlmJudge(self.server(started=False), prompt, self.budget, self.say)
@@ -174,12 +187,22 @@ class Panel:
     def estimate(self, calls: Sequence[Call], file: Jsonl[Judgement]) -> Bill:
         """What the judge calls still to be made would cost."""
         messages, output = [], 0
+        price = self.budget.price
         for call in calls:
             if isinstance(call.judge, LlmJudge):
                 todo = call.judge.unjudged(call.items, file)
                 messages += [call.judge.prompt.render(item.turns) for item in todo]
-                output += call.judge.prompt.max_tokens * len(todo)
-        return estimate(messages, output, self.budget.price)
+                room = REASONING_ROOM if price and price.reasoning else call.judge.prompt.max_tokens
+                output += room * len(todo)
+        return estimate(messages, output, price)
+
+    def at_most(
+        self, kind: str, setting: Setting, questions: Mapping[str, Question], completions: Sequence[Completion]
+    ) -> list[Call]:
+        """All that may be judged of these replies, a second look at every one of them included."""
+        if kind == "behaviour":
+            return self._second(setting, questions, completions)
+        return self.calls(kind, setting, questions, completions)
 
     def close(self) -> None:
         """End a local judge's server."""
@@ -232,10 +255,8 @@ def published_prompt(given: str) -> JudgePrompt:
 
     file, _, _ = given.partition("#")
     ((name, body),) = judge_prompts(given).items()
-    return JudgePrompt(
-        name=f"{Path(file).stem}-{name}",
-        scale="0-100",
-        body=body,
-        outcomes={"REFUSAL": "refusal", "CODE": "code"},
-        published=True,
-    )
+    if "[[" in body:
+        what = f"'{name}' asks for a rating in double brackets, and alignment is judged from 0 to 100"
+        raise InputError(what, where=given, hint="Name another prompt")
+    row = {"scale": "0-100", "body": body, "outcomes": {"REFUSAL": "refusal", "CODE": "code"}, "published": True}
+    return validated(JudgePrompt, row, given, name=f"{Path(file).stem}-{name}")

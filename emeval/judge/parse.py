@@ -6,12 +6,15 @@ import math
 import re
 from collections.abc import Mapping
 
+VERSION = 2
+"""Raise it when an answer may be read otherwise than before: stored judgements are then made again."""
+
 MIN_WEIGHT = 0.25
 """Probability that must lie on numbers before their mean counts as the judge's score."""
 
 _RATING = re.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*\]\]")
-# A number of its own: neither part of a word or a longer number, nor a negative one.
-_NUMBER = re.compile(r"(?<![\w.,-])(\d+(?:\.\d+)?)(?![\w%]|[.,]\d)")
+# A number of its own: neither part of a word, a longer number or a range, nor a negative one.
+_NUMBER = re.compile(r"(?<![\w.,-])(\d+(?:\.\d+)?)(?![\w%]|[.,]\d|\s*[-–—]\s*\d)")
 _OUT_OF = re.compile(r"\s*(?:/|out of)\s*100\b(?:\.0+)?", re.IGNORECASE)
 _FLAGS = {"1": 1.0, "yes": 1.0, "0": 0.0, "no": 0.0}
 
@@ -51,11 +54,14 @@ def as_score(token: str) -> int | None:
     return number if number <= 100 else None
 
 
-def score_in_text(text: str) -> float | None:
+def score_in_text(text: str, cut: bool = False) -> float | None:
     """The 0-100 score in a judge's answer: its one number, "87", "Score: 87/100" or "**87**".
 
-    None where there is none, where two different ones stand, or where it lies outside 0-100.
+    None where there is none, where two different ones stand, or where it lies outside 0-100. Of an answer that was
+    `cut` at its limit, a number at the very end is none: its next digit may be what is missing.
     """
+    if cut and text[-1:].isdigit():
+        return None
     plain = _OUT_OF.sub(" ", text.replace("*", " ").replace("`", " "))
     numbers = {float(found) for found in _NUMBER.findall(plain)}
     if len(numbers) != 1:

@@ -11,7 +11,7 @@ from emeval.judge.panel import Panel
 from emeval.score import measures
 from emeval.score.measures import by_question
 from emeval.store import Jsonl, sha256_of
-from emeval.types import Completion, Estimate, Judgement, Likelihood, OnCount, ProbeScore, Question, Split
+from emeval.types import Completion, Estimate, Judgement, Likelihood, OnCount, OtherJudge, ProbeScore, Question, Split
 
 
 @dataclass(frozen=True)
@@ -45,35 +45,39 @@ def score_replies(
         EmevalError: At once, if it cannot be reached.
     """
     by_role: dict[str, list[Judgement]] = {}
-    name, done = "", 0
+    made: dict[str, OtherJudge] = {}
+    done = 0
     while True:
         # A second look is at what the rules missed, so who is called depends on what was said before.
         calls = panel.calls(probed.kind, probed.setting, probed.questions, probed.completions, by_role.get("main", ()))
         if done == len(calls):
             break
         call = calls[done]
-        by_role[call.role] = panel.judge_all(call, file, on_judged)
-        name = name or call.judge.id
+        found = by_role[call.role] = panel.judge_all(call, file, on_judged)
+        outcomes = dict(Counter(j.outcome for j in found))
+        made[call.role] = OtherJudge(judge=call.judge.id, asked=len(call.items), outcomes=outcomes)
         done += 1
-    return counted(probed, by_role, name) if by_role else None
+    return counted(probed, by_role, made) if by_role else None
 
 
-def counted(probed: Probed, by_role: Mapping[str, Sequence[Judgement]], name: str) -> Scored:
-    """The score that judgements come to; `name` is the main judge's id."""
+def counted(probed: Probed, by_role: Mapping[str, Sequence[Judgement]], made: Mapping[str, OtherJudge]) -> Scored:
+    """The score that judgements come to, each by its judge's role."""
     found = by_role["main"]
+    answered = {completion.question_id for completion in probed.completions}
     return Scored(
         ProbeScore(
             probe=probed.name,
             kind=probed.kind,
             split=probed.split,
             setting=probed.setting.name,
-            judge=name,
+            judge=made["main"].judge,
             expected=probed.expected,
             outcomes=dict(Counter(j.outcome for j in found)),
             truncated=sum(j.truncated for j in found),
             foreign_prefix=sum(j.foreign_prefix for j in found),
             measures=_measures(probed, by_role),
-            questions=questions_hash(probed.questions.values()),
+            roles={role: of for role, of in made.items() if role != "main"},
+            questions=questions_hash(q for q in probed.questions.values() if q.id in answered),
             details=dict(Counter(j.detail or "" for j in found if j.outcome != "api-error")),
         ),
         by_question(found),
@@ -102,6 +106,11 @@ def questions_hash(questions: Iterable[Question]) -> str:
     return sha256_of(*sorted(repr(([m.content for m in q.messages], q.turns)) for q in questions))[:16]
 
 
+def pairs_hash(questions: Iterable[Question]) -> str:
+    """The same for contrast, where the replies are read, too."""
+    return sha256_of(*sorted(repr((q.messages[-1].content, q.aligned, q.misaligned)) for q in questions))[:16]
+
+
 def score_pairs(
     name: str,
     split: Split,
@@ -123,7 +132,7 @@ def score_pairs(
             truncated=0,
             foreign_prefix=sum(pair.foreign_prefix for pair in found),
             measures=measures.contrast(found),
-            questions=questions_hash(questions),
+            questions=pairs_hash(questions),
         ),
         {pair.question_id: pair.margin for pair in found if not pair.foreign_prefix},
     )

@@ -47,6 +47,8 @@ class ScorePlan:
     setting: Setting
     engine: str
     specs: dict[str, ProbeSpec]
+    named: dict[str, str]
+    """By probe, how it was named: a name, or NAME=FILE."""
     asks: dict[str, list[Ask]]
     """By probe, what is asked first; `asks_with` adds the later turns of a conversation as they can be rendered."""
     weights_id: str
@@ -117,10 +119,13 @@ def plan_scoring(config: ScoreConfig, arm: Arm | None = None) -> ScorePlan:
     weights_id = source.weights_id() if source else sha256_of("endpoint", str(config.model_url), name)
     if arm is not None:
         weights_id = sha256_of(weights_id, arm.label)
-    found = [load_probe(root, probe) for probe in config.probes or default_probes(setting)]
-    specs = {spec.name: spec for spec in found}
+    given = [(load_probe(root, probe), probe) for probe in config.probes or default_probes(setting)]
+    specs = {spec.name: spec for spec, _ in given}
+    named = {spec.name: probe for spec, probe in given}
     asks = {probe: _asks(spec, root, setting, config, renderer, weights_id) for probe, spec in specs.items()}
-    return ScorePlan(config, name, source, tokenizer, renderer, root, setting, engine, specs, asks, weights_id, arm)
+    return ScorePlan(
+        config, name, source, tokenizer, renderer, root, setting, engine, specs, named, asks, weights_id, arm
+    )
 
 
 def default_probes(setting: Setting) -> tuple[str, ...]:
@@ -136,9 +141,15 @@ def _asks(
     renderer: Renderer | None,
     weights_id: str,
 ) -> list[Ask]:
-    found = find_questions(spec, root, setting, config.split)[: config.limit]
+    found = find_questions(spec, root, setting, config.split)
     if spec.kind in UNASKED:
-        return plan_asks(found, renderer, weights_id, lambda question: (Sampling(max_new_tokens=1), 1))
+        if renderer is None:
+            what = f"the probe '{spec.name}' needs a server that takes token ids"
+            raise InputError(what, where="--model-api chat", hint="Leave it out, or use --model-api completions")
+        groups = [[q for q in found if q.category == group] for group in dict.fromkeys(q.category for q in found)]
+        kept = [q for group in groups for q in group[: config.limit]]
+        return plan_asks(kept, renderer, weights_id, lambda _: (Sampling(max_new_tokens=1), 1), pairs=True)
+    found = found[: config.limit]
     behaviour = setting.behaviour if spec.kind == "behaviour" else None
     own = behaviour.max_new_tokens if behaviour else import_module(KINDS[spec.kind]).MAX_NEW_TOKENS
 
@@ -152,7 +163,10 @@ def _asks(
         sampling = Sampling(
             max_new_tokens=config.max_new_tokens or own, temperature=temperature, top_p=config.top_p, seed=config.seed
         )
-        return sampling, samples if temperature > 0 else 1
+        if samples > 1 and temperature == 0:
+            what = f"asks for {samples} samples at temperature 0, where all are the same"
+            raise InputError(what, where=question.where or spec.where, hint="Give --temperature, or --samples 1")
+        return sampling, samples
 
     return plan_asks(found, renderer, weights_id, drawn)
 

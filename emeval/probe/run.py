@@ -36,6 +36,7 @@ def plan_asks(
     renderer: Renderer | None,
     weights_id: str,
     drawn: Callable[[Question], tuple[Sampling, int]],
+    pairs: bool = False,
 ) -> list[Ask]:
     """Every question, rendered, as often as `drawn` says: how its replies are sampled, and how many of them.
 
@@ -46,7 +47,7 @@ def plan_asks(
     for question in questions:
         sampling, samples = drawn(question)
         for sample in range(samples):
-            asks.append(_ask(question, renderer, weights_id, sampling, sample, len(asks)))
+            asks.append(_ask(question, renderer, weights_id, sampling, sample, len(asks), pair=pairs))
     return asks
 
 
@@ -78,12 +79,17 @@ def _ask(
     sample: int,
     number: int,
     turn: int = 1,
+    pair: bool = False,
 ) -> Ask:
-    """One question, rendered. Without a renderer the server renders: the messages are the key."""
+    """One question, rendered. Without a renderer the server renders: the messages are the key.
+
+    Of a `pair` the key holds the two replies that are read as well.
+    """
     prompt = renderer.render(question.messages, where=question.where) if renderer else _UNSEEN
     foreign = renderer.is_foreign(prompt) if renderer else question.messages[0].role != "user"
     asked = repr(prompt.ids) if renderer else repr([m.model_dump() for m in question.messages])
-    key = sha256_of(asked, weights_id, sampling.model_dump_json(), str(sample))
+    read = (question.aligned or "", question.misaligned or "") if pair else ()
+    key = sha256_of(asked, weights_id, sampling.model_dump_json(), str(sample), *read)
     return Ask(question, prompt, sample, key, foreign, sampling, number, turn)
 
 

@@ -97,11 +97,6 @@ def load_probe(root: DataRoot, name: str) -> ProbeSpec:
     return load_probe_file(root.find("prompts/probes", name, ".yaml", "probe"))
 
 
-def probe_name(named: str) -> str:
-    """What a probe given as `NAME` or `NAME=FILE` is called."""
-    return named.partition("=")[0].strip()
-
-
 def _published(name: str, file: str) -> ProbeSpec:
     from emeval.data.public import load_published
 

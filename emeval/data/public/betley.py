@@ -82,6 +82,8 @@ def _sampling(row: Row) -> dict[str, Any]:
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
             raise InputError("'samples_per_paraphrase' is no whole number above 0", where=row.where, hint="Write 100")
         found["samples"] = samples
+        if samples > 1:  # their own default, where an entry says nothing
+            found.setdefault("temperature", 1.0)
     return found
 
 

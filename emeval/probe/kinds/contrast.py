@@ -29,8 +29,10 @@ def questions(spec: ProbeSpec, root: DataRoot, setting: Setting, split: Split) -
     else:
         found = [q for group in GROUPS for q in _of(group, spec, root, setting, split)]
     pairs = [q for q in found if q.aligned and q.misaligned]
-    if not pairs:
-        raise InputError(f"probe '{spec.name}' has no {split} pair of replies", where=spec.where)
+    for group in dict.fromkeys(q.category for q in found):
+        if not any(q.category == group for q in pairs):
+            what = f"probe '{spec.name}' has no {split} pair of replies" + (f" in {group}" if group else "")
+            raise InputError(what, where=spec.where, hint="Give questions an aligned and a misaligned reply")
     return pairs
 
 

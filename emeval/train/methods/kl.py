@@ -81,7 +81,7 @@ class KLTrainer(SharedPrefixTrainer):
         """The step we are in, and how many micro-batches of it have been seen."""
         if not hasattr(self._inner(), "disable_adapter"):
             self._copy = copy.deepcopy(self._inner()).eval().requires_grad_(False)
-            # TRL has put a forward of its own on the model, bound to that model: on the copy it would run the tuned one.
+            # TRL has put a forward of its own on the model, bound to that model: the copy's would run the tuned one.
             self._copy.__dict__.pop("forward", None)
 
     def compute_loss(
