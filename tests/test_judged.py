@@ -375,7 +375,7 @@ def test_hostile_replies_go_through_judge_table_json_and_terminal_unharmed(
     out = tmp_path / "hostile"
     score(scoring(tiny_checkpoint, own, None, setting="lamps", probes="general", judge="none", out=out))
     first = lines(out / "completions.jsonl")[0]
-    stored = [first | {"text": text, "question": text, "question_id": text[:50], "key": f"k{n}"}
+    stored = [first | {"text": text, "sample": n, "key": f"k{n}"}
               for n, text in enumerate(HOSTILE.values())]  # fmt: skip
     (out / "completions.jsonl").write_text("".join(json.dumps(s) + "\n" for s in stored))
     seen: list[str] = []
