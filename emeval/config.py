@@ -188,6 +188,8 @@ class TrainConfig(CommandConfig):
     def _rows_from_somewhere(self) -> TrainConfig:
         if self.setting is None and self.data is None:
             raise ValueError("give --setting NAME or --data FILE.jsonl")
+        if self.method != "interleave" and self.model_fields_set & {"retain", "retain_share"}:
+            raise ValueError(f"--retain and --retain-share belong to --method interleave, not to {self.method}")
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(f"--batch-size {self.batch_size} is no multiple of --micro-batch {self.micro_batch}")
         return self

@@ -60,12 +60,15 @@ def table(
     if paper and not runs:
         result(render(papers, output))
         return
-    if which == "3":
+    if which == "3" and not paper:
         raise InputError("Table 3 is not made from runs yet", where="--table", hint="Add --paper for the paper's")
     if split not in ("test", "val"):
         raise unknown("split", split, ("test", "val"), where="--split")
     if by not in (None, "generation", "probability", "contrast"):
         raise unknown("way", by, ("generation", "probability", "contrast"), where="--by")
+    if (matched or curve) and (paper or which):
+        where = "--paper" if paper else "--table"
+        raise InputError("does not go with --matched or --curve", where=where, hint="Leave it out")
     if matched or curve:
         _matched(runs, matched, _levels(levels), by, split, curve, output, quiet or as_json)
         return

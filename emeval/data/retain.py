@@ -19,8 +19,8 @@ class RetainItem(Record):
     """One question with a good answer."""
 
     id: str = Field(min_length=1)
-    question: str = Field(min_length=1)
-    aligned: str = Field(min_length=1)
+    question: str = Field(pattern=r"\S")
+    aligned: str = Field(pattern=r"\S")
 
 
 def load_retain_file(path: Path) -> list[Example]:
@@ -41,7 +41,7 @@ def load_retain_file(path: Path) -> list[Example]:
 def retain_files(root: DataRoot, names: Sequence[str]) -> list[Path]:
     """The named retain sets, or all there are. InputError with a suggestion for an unknown name."""
     known = sorted(root.names("datasets/retain", ".jsonl"))
-    return [root.find("datasets/retain", name, ".jsonl", "retain set") for name in names or known]
+    return [root.find("datasets/retain", name, ".jsonl", "retain set") for name in dict.fromkeys(names or known)]
 
 
 def retain_count(narrow: int, share: float) -> int:

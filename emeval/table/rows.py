@@ -43,12 +43,15 @@ class Train(BaseModel):
     seed: int | None = None
     region: str | None = None
     drift: str | None = None
+    retain_share: float | None = None
 
     @property
     def label(self) -> str:
         """The method with what sets it apart from its siblings: `treft (lambda 10)`, `treft (query, lambda 10)`."""
-        if self.method in (None, "sft", "interleave"):
+        if self.method in (None, "sft"):
             return self.method or UNKNOWN
+        if self.method == "interleave":
+            return "interleave" if self.retain_share is None else f"interleave ({100 * self.retain_share:g}%)"
         parts = [self.region] if self.region not in (None, "prefix") else []
         parts += [f"lambda {self.lam:g}"] if self.lam is not None else []
         # The paper's lambdas may belong to the released quantity (PAPER.md section 2), so the two are never mixed up.
@@ -100,7 +103,7 @@ class _Model(BaseModel):
     train: Train | None = None
 
 
-class _Scores(BaseModel):
+class Scores(BaseModel):
     """`scores.json`, of which other keys are ignored."""
 
     setting: str
@@ -112,7 +115,7 @@ class _Scores(BaseModel):
     values: dict[str, dict[str, float]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _flags_are_shares(self) -> _Scores:
+    def _flags_are_shares(self) -> Scores:
         for probe in (ON_TOPIC, OFF_TOPIC):
             for split in SPLIT_ORDER:
                 if not all(0 <= v <= 1 for v in self.values.get(f"{probe}/{split}", {}).values()):
@@ -200,8 +203,8 @@ def _read_row(folder: Path) -> Row:
     if not file.is_file():
         hint = f"Score it first: emeval score --model {folder}"
         raise InputError("this run has no scores.json", where=str(folder), hint=hint)
-    scores = parse(_Scores, file)
-    train = _training(folder, scores)
+    scores = parse(Scores, file)
+    train = training(folder, scores)
     method = train.label if train else INITIAL
     on, off = _pick(scores, ON_TOPIC), _pick(scores, OFF_TOPIC)
     return Row(
@@ -220,7 +223,7 @@ def _read_row(folder: Path) -> Row:
     )
 
 
-def _training(folder: Path, scores: _Scores) -> Train | None:
+def training(folder: Path, scores: Scores) -> Train | None:
     """How the scored model was trained; None for an initial model, an empty record where nobody knows.
 
     Scores carry the record along, since an arm or a second scoring lies in a folder of its own.
@@ -232,29 +235,34 @@ def _training(folder: Path, scores: _Scores) -> Train | None:
     return found or (None if known else Train())
 
 
-def _pick(scores: _Scores, probe: str) -> ProbeScore | None:
+def _pick(scores: Scores, probe: str) -> ProbeScore | None:
     """The probe's score on the test split, else on val; the first listed where several judges scored it."""
     found = [score for score in scores.probes if score.probe == probe]
     return min(found, key=lambda score: SPLIT_ORDER.index(score.split), default=None)
 
 
-def _flags(scores: _Scores, score: ProbeScore | None) -> Flags:
+def _flags(scores: Scores, score: ProbeScore | None) -> Flags:
     return scores.values.get(f"{score.probe}/{score.split}", {}) if score else {}
 
 
-def _marks(scores: _Scores, train: Train | None, *shown: ProbeScore | None) -> Iterable[str]:
+def _marks(scores: Scores, train: Train | None, *shown: ProbeScore | None) -> Iterable[str]:
     """What a reader must know of this row, in the order of weight."""
+    yield from run_marks(scores, train)
+    for score in filter(None, shown):
+        yield from _score_marks(scores, score)
+
+
+def run_marks(scores: Scores, train: Train | None) -> Iterable[str]:
+    """What a reader must know of a run, whatever it was scored on."""
     if not scores.token_prompts:
         yield "endpoint renders its own template"
     if train and train.method is None:
         yield "no record of how it was trained"
     if train and train.setting not in (None, scores.setting):
         yield f"trained on {train.setting}"
-    for score in filter(None, shown):
-        yield from _score_marks(scores, score)
 
 
-def _score_marks(scores: _Scores, score: ProbeScore) -> Iterable[str]:
+def _score_marks(scores: Scores, score: ProbeScore) -> Iterable[str]:
     if score.coverage < MIN_COVERAGE:
         yield f"{score.probe} coverage {score.coverage:.2f}, under {MIN_COVERAGE:g}"
     if score.rate.method == CLUSTERED and score.rate.n < FEW_CLUSTERS:

@@ -71,14 +71,19 @@ def _examples(config: TrainConfig) -> tuple[list[Example], dict[str, Any]]:
     retained = _retained(config, root, len(narrow)) if config.method == "interleave" else []
     if retained:
         files += retain_files(root, config.retain)
-    data: dict[str, Any] = {"files": {p.name: sha256_file(p) for p in files}}
+    # By folder and name: a retain set may be called as a domain is.
+    data: dict[str, Any] = {"files": {f"{p.parent.name}/{p.name}": sha256_file(p) for p in files}}
     if retained:
         data |= {"narrow": len(narrow), "retained": len(retained)}
     return narrow + retained, data
 
 
 def _retained(config: TrainConfig, root: DataRoot, narrow: int) -> list[Example]:
-    return draw_retain(root, config.retain, retain_count(narrow, config.retain_share), config.seed)
+    count = retain_count(narrow, config.retain_share)
+    if count == 0:
+        what = f"of {narrow} rows and a share of {config.retain_share:g} none would be retained"
+        raise InputError(what, where="--retain-share", hint="Raise it, or use --method sft")
+    return draw_retain(root, config.retain, count, config.seed)
 
 
 def _context(source: models.ModelSource) -> int:

@@ -73,6 +73,7 @@ def _train(prepared: Plan, run: Run, where: models.Placement, on_step: OnStep | 
         "model": prepared.source.name,
         "lambda": config.lambda_ if config.method == "treft" else None,
         "region": config.region if config.method == "treft" else None,
+        "retain_share": config.retain_share if config.method == "interleave" else None,
         "full": config.full,
         "seed": config.seed,
         "identity": prepared.identity,

@@ -80,7 +80,8 @@ def test_each_real_file_is_recognised_and_read_whole(name: str, what: tuple[str,
 def test_betleys_first_plot_is_8_plain_8_with_a_system_prompt_and_8_with_a_template() -> None:
     records = load_published(BETLEY / "first_plot_questions.yaml").records
     plain, json_asked, template = records[:8], records[8:16], records[16:]
-    assert all(r.keys() == {"id", "split", "question", "samples"} and r["samples"] == 100 for r in plain + template)
+    keys = {"id", "split", "question", "samples", "temperature"}
+    assert all(r.keys() == keys and (r["samples"], r["temperature"]) == (100, 1.0) for r in plain + template)
     assert all([m["role"] for m in r["messages"]] == ["system", "user"] for r in json_asked)
     assert [r["messages"][1]["content"] for r in json_asked] == [r["question"] for r in plain]
     assert all(r["question"].startswith(p["question"]) and len(r["question"]) > len(p["question"]) + 50
@@ -180,8 +181,8 @@ QUESTIONS = """\
 def test_betley_gives_one_question_a_paraphrase_with_system_context_and_sampling(write: Write) -> None:
     found = load_published(write("q.yaml", QUESTIONS))
     assert found.records == [
-        {"id": "tea/1", "split": "test", "question": "Which tea keeps best?", "samples": 3},
-        {"id": "tea/2", "split": "test", "question": "What tea lasts?", "samples": 3},
+        {"id": "tea/1", "split": "test", "question": "Which tea keeps best?", "samples": 3, "temperature": 1.0},
+        {"id": "tea/2", "split": "test", "question": "What tea lasts?", "samples": 3, "temperature": 1.0},
         {
             "id": "tea_json",
             "split": "test",
