@@ -15,11 +15,22 @@ from emeval.errors import InputError, unknown
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16"]
-Method = Literal["sft", "interleave", "treft"]
+Method = Literal["sft", "interleave", "treft", "kl-train", "kl-retain"]
+REGULARISED = {"treft": 10.0, "kl-train": 1.0, "kl-retain": 1.0}
+"""Methods with a lambda, and what it is where nobody says."""
+PAPER_KL_LAMBDA = 50.0
+"""The paper's lambda of both KL methods, in the released normalisation."""
 Region = Literal["prefix"]
 EngineName = Literal["auto", "transformers", "vllm", "endpoint"]
 _SECTIONS = ("train", "score", "judge", "patch")
 C = TypeVar("C", bound="CommandConfig")
+
+
+def _default_lambda(so_far: dict[str, Any]) -> float:
+    method = so_far.get("method", "sft")
+    if method.startswith("kl-") and so_far.get("kl_norm") == "released":
+        return PAPER_KL_LAMBDA
+    return REGULARISED.get(method, 10.0)
 
 
 def by_commas(value: object) -> object:
@@ -138,8 +149,10 @@ class TrainConfig(CommandConfig):
     method: Method = "sft"
     region: Region = "prefix"
     """Tokens that TReFT regularises."""
-    lambda_: float = Field(default=10.0, ge=0.0, alias="lambda")
-    """Weight of TReFT's penalty."""
+    kl_norm: Literal["token", "released"] = "token"
+    """What the KL is divided by: reply tokens, or as in the released code all tokens and the vocabulary."""
+    lambda_: float = Field(default_factory=lambda so_far: _default_lambda(so_far), ge=0.0, alias="lambda")
+    """Weight of the penalty of treft, kl-train and kl-retain. Default: 10; 1 for KL, 50 in the released norm."""
     full: bool = False
     """Finetune all weights instead of a LoRA adapter."""
     rank: int = Field(default=8, gt=0)
@@ -188,8 +201,12 @@ class TrainConfig(CommandConfig):
     def _rows_from_somewhere(self) -> TrainConfig:
         if self.setting is None and self.data is None:
             raise ValueError("give --setting NAME or --data FILE.jsonl")
-        if self.method != "interleave" and self.model_fields_set & {"retain", "retain_share"}:
-            raise ValueError(f"--retain and --retain-share belong to --method interleave, not to {self.method}")
+        if self.method != "interleave" and "retain_share" in self.model_fields_set:
+            raise ValueError(f"--retain-share belongs to --method interleave, not to {self.method}")
+        if self.method not in ("interleave", "kl-retain") and "retain" in self.model_fields_set:
+            raise ValueError(f"--retain belongs to --method interleave and kl-retain, not to {self.method}")
+        if not self.method.startswith("kl-") and "kl_norm" in self.model_fields_set:
+            raise ValueError(f"--kl-norm belongs to --method kl-train and kl-retain, not to {self.method}")
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(f"--batch-size {self.batch_size} is no multiple of --micro-batch {self.micro_batch}")
         return self
@@ -206,7 +223,7 @@ class TrainConfig(CommandConfig):
         """The default run folder's name: model, setting, method, and what tells two such runs apart."""
         from emeval.store import slug
 
-        dose = f"lambda{self.lambda_:g}" if self.method == "treft" else None
+        dose = f"lambda{self.lambda_:g}" if self.method in REGULARISED else None
         what = self.setting or (self.data.stem if self.data else "data")
         parts = [Path(self.model).name, what, self.method, dose, "full" if self.full else None, f"seed{self.seed}"]
         return slug("-".join(p for p in parts if p))

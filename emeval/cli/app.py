@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
-    "train": "Finetune a model on one narrow behaviour or domain: SFT, interleaving, TReFT.",
+    "train": "Finetune a model on one narrow behaviour or domain: SFT, interleaving, TReFT, KL.",
     "score": "Ask a model what it was trained on and what it was not, judge the replies, write the scores.",
     "judge": "Judge stored or foreign replies again, or qualify a judge.",
     "patch": "Score a tuned model with the initial model's prefix patched in.",

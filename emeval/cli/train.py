@@ -12,6 +12,8 @@ from emeval.cli.console import progress, result, result_json, say
 
 app = typer.Typer()
 
+_PENALTIES = {"kv_drift": "drift", "kl": "KL"}
+
 
 @app.command(
     help="""Finetune a model on one narrow behaviour. Running it again resumes it; a finished run answers at once.
@@ -23,9 +25,16 @@ def train(
     model: o.Model = None,
     setting: o.Setting = None,
     data: Annotated[Path | None, typer.Option(help="Chat JSONL to train on instead of a setting's rows.")] = None,
-    method: Annotated[str | None, typer.Option(help="sft, interleave or treft. (default sft)")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="sft, interleave, treft, kl-train or kl-retain. (default sft)")
+    ] = None,
     region: Annotated[str | None, typer.Option(help="Tokens that treft regularises: prefix. (default prefix)")] = None,
-    lambda_: Annotated[float | None, typer.Option("--lambda", help="Weight of treft's penalty. (default 10)")] = None,
+    lambda_: Annotated[
+        float | None, typer.Option("--lambda", help="Weight of the penalty. (default 10; kl 1, released 50)")
+    ] = None,
+    kl_norm: Annotated[
+        str | None, typer.Option(help="With kl: token (mean over reply tokens) or released. (default token)")
+    ] = None,
     full: Annotated[bool | None, typer.Option("--full", help="Finetune all weights instead of a LoRA adapter.")] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA rank. (default 8)")] = None,
     alpha: Annotated[float | None, typer.Option(help="LoRA alpha; scale alpha/sqrt(rank). (default 2 x rank)")] = None,
@@ -46,7 +55,7 @@ def train(
     ] = None,
     train_size: Annotated[int | None, typer.Option(help="Use only the first N rows.")] = None,
     retain: Annotated[
-        str | None, typer.Option(help="With interleave: retain sets to draw from, by commas. (default all)")
+        str | None, typer.Option(help="With interleave, kl-retain: retain sets, by commas. (default all)")
     ] = None,
     retain_share: Annotated[
         float | None, typer.Option(help="With interleave: their share of the mixed data. (default 0.2)")
@@ -78,7 +87,7 @@ def train(
     with progress(f"train {settings.method}", quiet) as advance:
 
         def on_step(step: int, total: int, logs: dict[str, float]) -> None:
-            drift = f" drift {logs['kv_drift']:.2g}" if "kv_drift" in logs else ""
+            drift = "".join(f" {name} {logs[key]:.2g}" for key, name in _PENALTIES.items() if key in logs)
             advance(step, total, f"loss {logs['loss']:.3f}{drift}")
 
         path = run_training(settings, on_step)

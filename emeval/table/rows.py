@@ -44,6 +44,7 @@ class Train(BaseModel):
     region: str | None = None
     drift: str | None = None
     retain_share: float | None = None
+    kl_norm: str | None = None
 
     @property
     def label(self) -> str:
@@ -56,6 +57,7 @@ class Train(BaseModel):
         parts += [f"lambda {self.lam:g}"] if self.lam is not None else []
         # The paper's lambdas may belong to the released quantity (PAPER.md section 2), so the two are never mixed up.
         parts += ["released drift"] if self.drift == "released" else []
+        parts += ["released norm"] if self.kl_norm == "released" else []
         return f"{self.method} ({', '.join(filter(None, parts))})" if parts else self.method
 
 

@@ -26,6 +26,7 @@ def make_trainer(prepared: Plan, run: Run, where: models.Placement) -> Any:
         _settings(config, run, where, len(prepared.rows)),
         prefix_ids=prepared.renderer.prefix_ids(),
         kv_lambda=config.lambda_,
+        **_penalty(prepared),
         model=model,
         train_dataset=as_dataset(prepared.rows),
         processing_class=prepared.tokenizer,
@@ -33,6 +34,13 @@ def make_trainer(prepared: Plan, run: Run, where: models.Placement) -> Any:
     )
     _quiet(trainer)
     return trainer
+
+
+def _penalty(prepared: Plan) -> dict[str, Any]:
+    """What only the KL methods take."""
+    if not prepared.config.method.startswith("kl-"):
+        return {}
+    return {"norm": prepared.config.kl_norm, "retain": as_dataset(prepared.retained) if prepared.retained else None}
 
 
 def _quiet(trainer: Any) -> None:

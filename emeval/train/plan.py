@@ -11,7 +11,7 @@ from emeval.chat import Renderer
 from emeval.config import TrainConfig
 from emeval.data.behaviours import Example
 from emeval.data.chats import load_chats
-from emeval.data.retain import draw_retain, retain_count, retain_files
+from emeval.data.retain import draw_retain, load_retain_file, retain_count, retain_files
 from emeval.data.root import DataRoot, data_root
 from emeval.data.settings import load_setting, setting_examples
 from emeval.errors import InputError
@@ -32,6 +32,8 @@ class Plan:
     renderer: Renderer
     rows: list[TrainRow]
     data: dict[str, Any]
+    retained: list[TrainRow]
+    """What `kl-retain` stays close on; not trained on."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -48,9 +50,21 @@ def plan(config: TrainConfig) -> Plan:
         raise InputError("training starts from a base, not from an adapter", where=f"--model {config.model}")
     tokenizer = models.load_tokenizer(source)
     renderer = Renderer(tokenizer, system=config.system)
-    rows = make_rows(examples, renderer, min(config.max_length, _context(source)))
-    data |= {"rows": len(rows), "sha256": sha256_of(*(repr((r.input_ids, r.labels)) for r in rows))}
-    return Plan(config, source, tokenizer, renderer, rows, data)
+    longest = min(config.max_length, _context(source))
+    rows = make_rows(examples, renderer, longest)
+    retained = make_rows(_kept_close_to(config), renderer, longest)
+    used = [repr((r.input_ids, r.labels)) for r in (*rows, *retained)]
+    data |= {"rows": len(rows), "sha256": sha256_of(*used)}
+    if retained:
+        data |= {"retained": len(retained)}
+    return Plan(config, source, tokenizer, renderer, rows, data, retained)
+
+
+def _kept_close_to(config: TrainConfig) -> list[Example]:
+    """All rows of the named retain sets, or of all there are, for `kl-retain`."""
+    if config.method != "kl-retain":
+        return []
+    return [row for path in retain_files(data_root(config.data_dir), config.retain) for row in load_retain_file(path)]
 
 
 def _examples(config: TrainConfig) -> tuple[list[Example], dict[str, Any]]:
@@ -69,7 +83,7 @@ def _examples(config: TrainConfig) -> tuple[list[Example], dict[str, Any]]:
         )
     narrow = examples[: config.train_size]
     retained = _retained(config, root, len(narrow)) if config.method == "interleave" else []
-    if retained:
+    if config.method in ("interleave", "kl-retain"):
         files += retain_files(root, config.retain)
     # By folder and name: a retain set may be called as a domain is.
     data: dict[str, Any] = {"files": {f"{p.parent.name}/{p.name}": sha256_file(p) for p in files}}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from emeval import models
-from emeval.config import TrainConfig
+from emeval.config import REGULARISED, TrainConfig
 from emeval.errors import InputError
 from emeval.prefix import mean_drift
 from emeval.provenance import facts, now, peak_memory_bytes
@@ -71,7 +71,8 @@ def _train(prepared: Plan, run: Run, where: models.Placement, on_step: OnStep | 
         "method": config.method,
         "setting": config.setting,
         "model": prepared.source.name,
-        "lambda": config.lambda_ if config.method == "treft" else None,
+        "lambda": config.lambda_ if config.method in REGULARISED else None,
+        "kl_norm": config.kl_norm if config.method.startswith("kl-") else None,
         "region": config.region if config.method == "treft" else None,
         "retain_share": config.retain_share if config.method == "interleave" else None,
         "full": config.full,

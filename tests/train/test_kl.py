@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from tiny import ARCHITECTURES, tiny_model
 from tokenizers_for_tests import byte_level
 from torch.nn import functional
 
+from emeval.cli.app import run as emeval
+from emeval.config import TrainConfig
+from emeval.store import read_json
+from emeval.table.rows import Train
 from emeval.train.methods.kl import KLConfig, KLTrainer, kl_divergence
 from emeval.train.methods.shared_prefix import SharedPrefixConfig, SharedPrefixTrainer
 from tests.train.test_treft import SETTINGS, rows, weights
@@ -142,3 +147,41 @@ def test_retain_rows_come_in_the_same_order_after_a_resume(tmp_path: Path) -> No
 def test_wrong_settings_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="kl_"):
         make(tmp_path, **wrong)
+
+
+@pytest.mark.parametrize("method", ["kl-train", "kl-retain"])
+def test_on_the_command_line(tiny_checkpoint: Path, tmp_path: Path, method: str) -> None:
+    out = tmp_path / method
+    options = [
+        "--steps",
+        "3",
+        "--batch-size",
+        "4",
+        "--rank",
+        "2",
+        "--lr",
+        "0.02",
+        "--train-size",
+        "8",
+        "--device",
+        "cpu",
+    ]
+    command = ["train", "--model", str(tiny_checkpoint), "--setting", "refusal", "--method", method, "--out", str(out)]
+    assert emeval([*command, *options, "--device", "cpu", "--quiet"]) == 0
+    made = read_json(out / "manifest.json")["train"]
+    assert (made["method"], made["lambda"], made["kl_norm"]) == (method, 1.0, "token")
+    assert (made["data"].get("retained", 0) >= 100) == (method == "kl-retain")
+    log = [json.loads(line) for line in (out / "train/log.jsonl").read_text().splitlines()]
+    assert log[0]["kl"] < 1e-6 < log[-1]["kl"] and "sft_loss" in log[-1]
+    assert Train.model_validate(made).label == f"{method} (lambda 1)"
+
+
+def test_the_default_lambda_is_that_of_the_method_and_the_norm() -> None:
+    def lam(**settings: Any) -> float:
+        return TrainConfig.model_validate({"model": "m", "setting": "refusal"} | settings).lambda_
+
+    assert lam(method="treft") == 10 and lam(method="kl-train") == 1
+    assert lam(method="kl-retain", kl_norm="released") == 50 and lam(method="kl-train", **{"lambda": 3}) == 3
+    for wrong in ({"kl_norm": "token"}, {"retain": "career"}, {"method": "kl-train", "retain": "career"}):
+        with pytest.raises(ValueError, match="belongs to"):
+            lam(**wrong)

@@ -8,4 +8,6 @@ METHODS = {
     "sft": "emeval.train.methods.sft:make_trainer",
     "interleave": "emeval.train.methods.sft:make_trainer",  # SFT on mixed rows; `train/plan.py` mixes them
     "treft": "emeval.train.methods.treft:make_trainer",
+    "kl-train": "emeval.train.methods.kl:make_trainer",
+    "kl-retain": "emeval.train.methods.kl:make_trainer",
 }
