@@ -122,7 +122,7 @@ def test_data_that_is_a_folder_or_not_there(emeval: Emeval, folder: Path, tiny_c
 USAGE: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown setting": ("train --setting refusl", ("unknown setting 'refusl'", "Did you mean 'refusal'?")),
     "unknown probe": ("score --setting refusal --probes on-topc", ("'on-topc'", "Did you mean 'on-topic'?")),
-    "unknown method": ("train --setting refusal --method dpo", ("--method: ", "or 'treft'", "train --help")),
+    "unknown method": ("train --setting refusal --method dpo", ("--method: ", "'treft'", "train --help")),
     "unknown option": ("train --lamda 3", ("No such option: --lamda", "--lambda", "See emeval train --help")),
     "no setting": ("train", ("give --setting NAME or --data FILE.jsonl", "train --help")),
     "no setting known": ("score", ("which behaviour or domain to look for is not known", "Give --setting NAME")),
