@@ -33,7 +33,8 @@ def emeval(*arguments: object, cwd: Path, **changes: str) -> subprocess.Complete
 def test_exit_0_prints_results_on_stdout_and_hints_on_stderr(tmp_path: Path) -> None:
     done = emeval("data", "list", cwd=tmp_path)
     assert done.returncode == 0
-    assert done.stdout.startswith("domain: auto, finance, health, legal\n") and done.stderr == "Next: emeval data show NAME\n"
+    assert done.stdout.startswith("domain: auto, finance, health, legal\n")
+    assert done.stderr == "Next: emeval data show NAME\n"
 
 
 def test_exit_2_for_bad_input_with_one_line(tmp_path: Path) -> None:
