@@ -404,9 +404,8 @@ def test_text_is_what_the_tokenizer_makes_of_the_ids(engine: VllmEngine, smollm2
 @pytest.mark.vllm
 def test_samples_differ_and_repeat(engine: VllmEngine, asks: list[Ask]) -> None:
     sampling = Sampling(max_new_tokens=12, temperature=1.0)
-    first, again = (
-        {reply.index: reply.token_ids for reply in engine.generate([asks[4]] * 4, sampling)} for _ in range(2)
-    )
+    four = [asks[4]._replace(number=n) for n in range(4)]
+    first, again = ({reply.index: reply.token_ids for reply in engine.generate(four, sampling)} for _ in range(2))
     assert len(set(first.values())) > 1
     assert first == again
 
