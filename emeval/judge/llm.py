@@ -137,8 +137,11 @@ class LlmJudge:
 
     def key(self, item: Item) -> str:
         """The key a judgement is stored under: the reply, the judge, and every word that it is shown."""
-        said = self.prompt.render(item.turns)
-        return sha256_of(item.completion.key, self.id, *(f"{m['role']}: {m['content']}" for m in said))
+        return self._key(item, self.id, self.prompt.render(item.turns))
+
+    @staticmethod
+    def _key(item: Item, judge: str, said: list[dict[str, str]]) -> str:
+        return sha256_of(item.completion.key, judge, *(f"{m['role']}: {m['content']}" for m in said))
 
     def judge_all(
         self, items: Sequence[Item], file: Jsonl[Judgement], on_judged: Callable[[], None] = lambda: None
@@ -151,9 +154,10 @@ class LlmJudge:
             InputError: At once, if the server refuses the key or does not know the model.
             EmevalError: At once, if the server cannot be reached.
         """
-        keys, known = self._known(items, file)
+        said = [self.prompt.render(item.turns) for item in items]
+        keys, known = self._known(items, said, file)
         todo = [n for n, j in enumerate(known) if j is None or j.outcome == "api-error"]
-        session = _Judging(self, items, keys, known=len(items) - len(todo))
+        session = _Judging(self, items, said, keys, known=len(items) - len(todo))
         remote = self.server.connect()
         session.remote = remote
         asked = self._batched(remote, session, keys, todo, file) if self.server.batch else remote.ask_all(session, todo)
@@ -193,12 +197,15 @@ class LlmJudge:
 
     def unjudged(self, items: Sequence[Item], file: Jsonl[Judgement]) -> list[Item]:
         """The items that a call has to be made for."""
-        _, known = self._known(items, file)
+        _, known = self._known(items, [self.prompt.render(item.turns) for item in items], file)
         return [i for i, j in zip(items, known, strict=True) if j is None or j.outcome == "api-error"]
 
-    def _known(self, items: Sequence[Item], file: Jsonl[Judgement]) -> tuple[list[str], list[Judgement | None]]:
+    def _known(
+        self, items: Sequence[Item], said: Sequence[list[dict[str, str]]], file: Jsonl[Judgement]
+    ) -> tuple[list[str], list[Judgement | None]]:
         """Every item's key, and what is stored under it; the last of a key counts."""
-        keys = [self.key(item) for item in items]
+        judge = self.id
+        keys = [self._key(item, judge, messages) for item, messages in zip(items, said, strict=True)]
         stored = {(j.probe, j.key): j for j in file.read()}
         return keys, [stored.get((i.completion.probe, k)) for i, k in zip(items, keys, strict=True)]
 
@@ -206,8 +213,16 @@ class LlmJudge:
 class _Judging(Session[tuple[int, Judgement]]):
     """One pass of calls."""
 
-    def __init__(self, judge: LlmJudge, items: Sequence[Item], keys: Sequence[str], known: int) -> None:
-        self.judge, self.items, self.keys = judge, items, keys
+    def __init__(
+        self,
+        judge: LlmJudge,
+        items: Sequence[Item],
+        said: Sequence[list[dict[str, str]]],
+        keys: Sequence[str],
+        known: int,
+    ) -> None:
+        self.judge, self.items, self.said, self.keys = judge, items, said, keys
+        self.id = judge.id
         self.model = judge.server.model
         self.known = known
         self.remote: Remote | None = None
@@ -221,7 +236,7 @@ class _Judging(Session[tuple[int, Judgement]]):
     def enough(self, index: int) -> bool:
         """Puts the call's money aside; `_judge` settles it."""
         prompt = self.judge.prompt
-        dollars = self.judge.budget.cost(prompt.render(self.items[index].turns), prompt.max_tokens)
+        dollars = self.judge.budget.cost(self.said[index], prompt.max_tokens)
         self._reserved[index] = dollars
         return not self.judge.budget.reserve(dollars)
 
@@ -241,7 +256,7 @@ class _Judging(Session[tuple[int, Judgement]]):
         """The request of one job, for a batch."""
         prompt = self.judge.prompt
         fields = self.judge.dialect.fields(prompt.max_tokens)
-        return {"model": self.model, "messages": prompt.render(self.items[index].turns), **fields}
+        return {"model": self.model, "messages": self.said[index], **fields}
 
     def read_response(self, index: int, response: Any | None, reason: str) -> Judgement:
         """The judgement in a batch's answer to one job."""
@@ -254,9 +269,8 @@ class _Judging(Session[tuple[int, Judgement]]):
             self._release(index)
 
     async def _judge(self, client: openai.AsyncOpenAI, index: int) -> Judgement:
-        messages = self.judge.prompt.render(self.items[index].turns)
         try:
-            response, choice = await self._call(client, messages)
+            response, choice = await self._call(client, self.said[index])
             return self._read(index, choice, self._settle(index, response))
         finally:
             self._release(index)
@@ -266,7 +280,7 @@ class _Judging(Session[tuple[int, Judgement]]):
         budget, prompt = self.judge.budget, self.judge.prompt
         usage = getattr(response, "usage", None)
         counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
-        estimated = (tokens_of(prompt.render(self.items[index].turns)), prompt.max_tokens)
+        estimated = (tokens_of(self.said[index]), prompt.max_tokens)
         found = tuple(e if n is None else int(n) for n, e in zip(counts, estimated, strict=True))
         budget.spent += budget.price.of(*found) if budget.price else 0.0
         return found[0], found[1]
@@ -363,7 +377,7 @@ class _Judging(Session[tuple[int, Judgement]]):
         return verdict_on(
             self.items[index].completion,
             key=self.keys[index],
-            judge=self.judge.id,
+            judge=self.id,
             outcome=outcome,
             value=value,
             detail=how,
