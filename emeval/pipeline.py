@@ -18,7 +18,7 @@ from emeval.errors import IncompleteError, InputError, unknown
 from emeval.judge.cost import Bill, bill
 from emeval.judge.panel import PROMPT_OF, Panel
 from emeval.judge.run import RuleJudge
-from emeval.judge.tally import Probed, Scored, counter, score_pairs, score_replies
+from emeval.judge.tally import Probed, Scored, score_all, score_pairs
 from emeval.probe.kinds import find_questions
 from emeval.probe.likelihood import stored_likelihoods
 from emeval.probe.plan import Arm, ScorePlan, plan_scoring
@@ -26,8 +26,8 @@ from emeval.probe.run import stored_completions
 from emeval.probe.session import all_stored, ask, asked, completions_of, likelihoods_of, longest
 from emeval.probe.spec import load_probe
 from emeval.provenance import facts, now
-from emeval.store import Jsonl, Run, read_json, slug, write_json
-from emeval.types import SCHEMA_VERSION, Completion, Judgement, OnCount, Question, Say
+from emeval.store import Run, read_json, slug, write_json
+from emeval.types import SCHEMA_VERSION, Completion, OnCount, Question, Say
 
 __all__ = ["Arm", "dry_run", "judge", "origin", "score"]
 
@@ -92,7 +92,7 @@ def dry_run(config: ScoreConfig) -> Bill:
             for turn in range(2, 2 + len(first.question.turns)):
                 had.setdefault((first.question.id, first.sample, turn), longest(first, turn))
         calls += panel.at_most(plan.specs[probe].kind, plan.setting, plan.questions(probe), list(had.values()))
-    return panel.estimate(calls, Jsonl(run.judgements_path, Judgement))
+    return panel.estimate(calls)
 
 
 def judge(config: JudgeConfig, *, on_judged: OnCount = _silent, say: Say = _silent) -> Path:
@@ -103,22 +103,14 @@ def judge(config: JudgeConfig, *, on_judged: OnCount = _silent, say: Say = _sile
         IncompleteError: If coverage ends below `min_coverage`.
     """
     run, root, setting = _scored_run(config)
-    panel = Panel(config, root, run.path, _file_of(run), say)
+    panel = Panel(config, root, run, say)
     with run.locked():
-        scores = []
-        file = Jsonl(run.judgements_path, Judgement)
-        try:
-            probed = list(_stored_probes(config, run, root, setting))
-            judged = counter(panel, probed, file, on_judged)
-            scores = [found for p in probed if (found := score_replies(p, panel, file, judged))]
-        finally:
-            panel.close()
-            file.close()
+        scores = score_all(list(_stored_probes(config, run, root, setting)), panel, on_judged)
         if not scores:
             raise InputError("has no reply for this judge", where=str(config.run), hint="Name --judge and --probes")
         write_scores(run, read_json(run.scores_path), scores)
         if panel.has_model:
-            run.update_manifest(judge=_judge_section(config, panel, run))
+            run.update_manifest(judge=_judge_section(config, panel))
     check_coverage(scores, config.min_coverage, run, None, panel)
     return run.path
 
@@ -126,12 +118,11 @@ def judge(config: JudgeConfig, *, on_judged: OnCount = _silent, say: Say = _sile
 def judge_estimate(config: JudgeConfig) -> Bill:
     """What `judge` would cost at most. Errors as `judge`; writes nothing."""
     run, root, setting = _scored_run(config)
-    file = _file_of(run)
-    panel = Panel(config, root, run.path, file, _silent)
+    panel = Panel(config, root, run)
     calls = []
     for probed in _stored_probes(config, run, root, setting):
         calls += panel.at_most(probed.kind, setting, probed.questions, probed.completions)
-    return panel.estimate(calls, file)
+    return panel.estimate(calls)
 
 
 def _scored_run(config: JudgeConfig) -> tuple[Run, DataRoot, Setting]:
@@ -190,31 +181,24 @@ def _manifest_section(plan: ScorePlan, before: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _judge_section(config: JudgeConfig | ScoreConfig, panel: Panel, run: Run) -> dict[str, Any]:
+def _judge_section(config: JudgeConfig | ScoreConfig, panel: Panel) -> dict[str, Any]:
     """How the newest judgements were made, and what all of this judge's calls for the run cost."""
     prompts = {kind: panel.prompt(kind) for kind in PROMPT_OF}
-    judgements = Jsonl(run.judgements_path, Judgement).read()
-    latest = {(j.probe, j.key): j for j in judgements}  # an api-error that was asked again is no second call
-    mine = [j for j in latest.values() if j.judge.startswith(f"{panel.server(started=False).label}/")]
     return {
         "judge": config.judge,
         "mode": config.judge_mode,
         "prompts": {kind: prompt.id for kind, prompt in prompts.items()},
-        "bill": bill(mine, panel.budget.price).model_dump(),
+        "bill": bill(panel.judged_by_it(), panel.budget.price).model_dump(),
         "finished": now(),
         **facts(),
     }
 
 
 def _panel(plan: ScorePlan, run: Run, say: Say) -> Panel:
-    panel = Panel(plan.config, plan.root, run.path, _file_of(run), say)
+    panel = Panel(plan.config, plan.root, run, say)
     for probe, spec in plan.specs.items():
         panel.check(spec.kind, probe)
     return panel
-
-
-def _file_of(run: Run) -> Jsonl[Judgement]:
-    return Jsonl(run.judgements_path, Judgement)
 
 
 # ------------------------------------------------------------------------------------------------------------- scoring
@@ -223,14 +207,7 @@ def _file_of(run: Run) -> Jsonl[Judgement]:
 def _score(plan: ScorePlan, run: Run, panel: Panel, on_judged: OnCount) -> list[Scored]:
     stored = stored_completions(completions_of(run))
     pairs = stored_likelihoods(likelihoods_of(run))
-    probed = [_probed(plan, probe, stored) for probe in asked(plan)]
-    file = _file_of(run)
-    try:
-        judged = counter(panel, probed, file, on_judged)
-        scores = [found for p in probed if (found := score_replies(p, panel, file, judged))]
-    finally:
-        panel.close()
-        file.close()
+    scores = score_all([_probed(plan, probe, stored) for probe in asked(plan)], panel, on_judged)
     for probe in plan.specs:
         if probe not in asked(plan):
             read = [pairs[probe, ask.key] for ask in plan.asks[probe] if (probe, ask.key) in pairs]
@@ -239,7 +216,7 @@ def _score(plan: ScorePlan, run: Run, panel: Panel, on_judged: OnCount) -> list[
     before = read_json(run.scores_path) if run.scores_path.exists() else {}
     write_scores(run, before | _scores_head(plan), scores)
     if panel.has_model:
-        run.update_manifest(judge=_judge_section(plan.config, panel, run))
+        run.update_manifest(judge=_judge_section(plan.config, panel))
     return scores
 
 

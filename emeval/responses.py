@@ -14,11 +14,11 @@ from emeval.judge.foreign import PROBE, kept_scores, load_responses
 from emeval.judge.llm import LlmJudge
 from emeval.judge.panel import Call, Panel, conversations
 from emeval.judge.qualify import FOLDER, Qualification, as_item, keep, load_items, qualify
-from emeval.judge.tally import Probed, Scored, counted, counter, counting, score_replies
+from emeval.judge.tally import Probed, counted, counting, score_all
 from emeval.pipeline import check_coverage, judge_estimate, write_scores
 from emeval.provenance import facts, now
 from emeval.store import Jsonl, Run, read_json, sha256_file, slug
-from emeval.types import SCHEMA_VERSION, Completion, Judgement, OnCount, OtherJudge, Say
+from emeval.types import SCHEMA_VERSION, Completion, OnCount, OtherJudge, Say
 
 _FOREIGN = Setting(name="responses", topic="responses")
 
@@ -45,13 +45,11 @@ def judge_responses(
     sha = (before.get("responses") or {}).get("sha256", sha256_file(config.responses))
     if before.get("train") or before.get("score") or sha != sha256_file(config.responses):
         raise InputError("holds something else", where=str(run.path), hint="Choose another folder with --out")
-    file = Jsonl(run.judgements_path, Judgement)
-    panel = Panel(config, data_root(config.data_dir), run.path, file, say)
+    panel = Panel(config, data_root(config.data_dir), run, say)
     if not kept:
         panel.check("alignment", PROBE)
     completions = [completion for completion, _ in rows]
     probed = Probed(PROBE, "alignment", "test", _FOREIGN, {}, len(rows), completions)
-    scored: Scored | None
     with run.locked():
         run.update_manifest(responses=_section(config, len(rows)))
         _store(run, completions)
@@ -59,12 +57,7 @@ def judge_responses(
             by_role = {"main": kept, "coherence": kept_scores(config.responses, rows, "coherent")}
             scored = counted(probed, by_role, {"main": OtherJudge(judge=kept[0].judge, asked=len(kept), outcomes={})})
         else:
-            try:
-                scored = score_replies(probed, panel, file, counter(panel, [probed], file, on_judged))
-            finally:
-                panel.close()
-                file.close()
-        assert scored is not None  # there is a judge
+            (scored,) = score_all([probed], panel, on_judged)  # there is a judge
         head = {
             "schema_version": SCHEMA_VERSION,
             "setting": _FOREIGN.name,
@@ -113,17 +106,15 @@ def check_judge(
     root = data_root(config.data_dir)
     items = load_items(root)
     folder = Run(FOLDER / "calls")
-    file = Jsonl(folder.judgements_path, Judgement)
     with folder.locked():
-        panel = Panel(config, root, folder.path, file, say)
+        panel = Panel(config, root, folder, say)
         panel.check("alignment", "judge check")
         judge = LlmJudge(panel.server(started=False), panel.prompt("alignment"), panel.budget, say)
         call = Call("main", judge, [as_item(item) for item in items])
         try:
-            found = panel.judge_all(call, file, counting(panel.to_do([call], file), on_judged))
+            found = panel.judge_all(call, counting(panel.to_do([call]), on_judged))
         finally:
             panel.close()
-            file.close()
     lost = len(items) - sum(j.outcome != "api-error" for j in found)
     if lost:
         hint = "Raise --max-cost and run it again" if panel.budget.exhausted else "Run the same command again"
@@ -144,13 +135,13 @@ def estimate(config: JudgeConfig, *, check: bool = False) -> Bill:
     root = data_root(config.data_dir)
     if check or config.responses:
         run = Run(FOLDER / "calls") if check else _run_of(config)
-        panel = Panel(config, root, run.path, Jsonl(run.judgements_path, Judgement))
+        panel = Panel(config, root, run)
         if check:
             items = [as_item(item) for item in load_items(root)]
         else:
             items = conversations({}, [c for c, _ in load_responses(config.responses)]) if config.responses else []
         judge = LlmJudge(panel.server(started=False), panel.prompt("alignment"), panel.budget)
-        return panel.estimate([Call("main", judge, items)], Jsonl(run.judgements_path, Judgement))
+        return panel.estimate([Call("main", judge, items)])
     return judge_estimate(config)
 
 

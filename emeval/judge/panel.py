@@ -22,8 +22,8 @@ from emeval.judge.cost import Bill, Price, bill, estimate, load_prices
 from emeval.judge.dialect import REASONING_ROOM
 from emeval.judge.llm import Budget, JudgeServer, LlmJudge
 from emeval.judge.prompt import JudgePrompt, Turn, load_judge_prompt, load_judge_prompt_file
-from emeval.judge.run import Item, Judge, RuleJudge, WordCount
-from emeval.store import Jsonl
+from emeval.judge.run import Item, Judge, RuleJudge, WordCount, judgements_of
+from emeval.store import Run
 from emeval.types import Completion, Judgement, Question, Say
 
 Role = Literal["main", "coherence", "second"]
@@ -47,8 +47,7 @@ class Panel:
     Args:
         options: The judge's settings.
         root: Where prompts and prices lie.
-        log_dir: For a local judge's log.
-        file: The run's judgements: what this judge's earlier calls cost counts towards the limit.
+        run: Holds the judgements (what this judge's earlier calls cost counts towards the limit) and its server's log.
         say: Told what a user should know.
 
     Raises:
@@ -59,11 +58,11 @@ class Panel:
         self,
         options: JudgeOptions,
         root: DataRoot,
-        log_dir: Path,
-        file: Jsonl[Judgement],
+        run: Run,
         say: Say = lambda text: None,
     ) -> None:
-        self.options, self.root, self.log_dir = options, root, log_dir
+        self.options, self.root, self.run = options, root, run
+        self.file = judgements_of(run)
         self._say, self._said = say, set[str]()
         self._server: JudgeServer | None = None
         self._local: models.ModelSource | None = None
@@ -75,7 +74,7 @@ class Panel:
                     "a local judge needs vLLM", where="--judge", hint="Run: make vllm, or give --vllm PYTHON"
                 )
         price = self._price()
-        self.budget = Budget(price, options.max_cost, self._spent(file, price) if options.max_cost else 0.0)
+        self.budget = Budget(price, options.max_cost, self._spent(price) if options.max_cost else 0.0)
 
     @property
     def has_model(self) -> bool:
@@ -106,15 +105,11 @@ class Panel:
         setting: Setting,
         questions: Mapping[str, Question],
         completions: Sequence[Completion],
-        first: Sequence[Judgement] = (),
     ) -> list[Call]:
-        """Who judges these replies; `first` are the rules' verdicts, behind which a judge model may look again."""
+        """Who judges these replies."""
         if kind == "behaviour":
             judge = RuleJudge(setting.needed_behaviour("a behaviour probe"))
-            rules = Call("main", judge, [Item(c) for c in completions])
-            missed = {j.completion_key for j in first if j.value == 0.0}
-            second = self._second(setting, questions, [c for c in completions if c.key in missed])
-            return [rules, *second]
+            return [Call("main", judge, [Item(c) for c in completions])]
         if kind == "brevity":
             return [Call("main", WordCount(), [Item(c) for c in completions])]
         if not self.has_model or kind not in PROMPT_OF:
@@ -125,10 +120,12 @@ class Panel:
             found.append(Call("coherence", self._judge(load_judge_prompt(self.root, "coherence")), items))
         return found
 
-    def _second(
-        self, setting: Setting, questions: Mapping[str, Question], completions: Sequence[Completion]
+    def second_look(
+        self, kind: str, setting: Setting, questions: Mapping[str, Question], completions: Sequence[Completion]
     ) -> list[Call]:
-        if not self.has_model or setting.name not in self.root.names("prompts/judges", ".md"):
+        """Who looks again at replies in which the rules saw no behaviour."""
+        known = kind == "behaviour" and self.has_model and setting.name in self.root.names("prompts/judges", ".md")
+        if not known:
             return []
         judge = self._judge(load_judge_prompt(self.root, setting.name))
         return [Call("second", judge, conversations(questions, completions))]
@@ -150,11 +147,16 @@ class Panel:
     def _judge(self, prompt: JudgePrompt) -> LlmJudge:
         return LlmJudge(self.server(started=False), prompt, self.budget, self.say)
 
-    def judge_all(self, call: Call, file: Jsonl[Judgement], on_judged: Callable[[], None]) -> list[Judgement]:
+    def judge_all(self, call: Call, on_judged: Callable[[], None]) -> list[Judgement]:
         """The judgements of one call; a local judge is started if any of them has to be made."""
-        if isinstance(call.judge, LlmJudge) and self._local and call.judge.unjudged(call.items, file):
+        if self._local and self.unjudged(call):
+            assert isinstance(call.judge, LlmJudge)  # others leave nothing to a model
             call.judge.server = self.server(started=True)
-        return call.judge.judge_all(call.items, file, on_judged)
+        return call.judge.judge_all(call.items, self.file, on_judged)
+
+    def unjudged(self, call: Call) -> list[Item]:
+        """The items of a call that the judge model has still to be asked about."""
+        return call.judge.unjudged(call.items, self.file) if isinstance(call.judge, LlmJudge) else []
 
     def server(self, *, started: bool) -> JudgeServer:
         """Where the judge model is; a local one is started if `started`."""
@@ -174,23 +176,23 @@ class Panel:
                 self._local.base,
                 adapter=self._local.adapter,
                 python=vllm_python(options.vllm) or sys.executable,
-                log_dir=self.log_dir / "judge",
+                log_dir=self.run.path / "judge",
             )
             self._engine = engine
             self._server = JudgeServer(engine.model, engine.url, key=engine.key, name=name, **plain)  # type: ignore[arg-type]
         return self._server
 
-    def to_do(self, calls: Sequence[Call], file: Jsonl[Judgement]) -> int:
+    def to_do(self, calls: Sequence[Call]) -> int:
         """How many calls to the judge model are still to be made."""
-        return sum(len(c.judge.unjudged(c.items, file)) for c in calls if isinstance(c.judge, LlmJudge))
+        return sum(len(self.unjudged(call)) for call in calls)
 
-    def estimate(self, calls: Sequence[Call], file: Jsonl[Judgement]) -> Bill:
+    def estimate(self, calls: Sequence[Call]) -> Bill:
         """What the judge calls still to be made would cost."""
         messages, output = [], 0
         price = self.budget.price
         for call in calls:
             if isinstance(call.judge, LlmJudge):
-                todo = call.judge.unjudged(call.items, file)
+                todo = self.unjudged(call)
                 messages += [call.judge.prompt.render(item.turns) for item in todo]
                 room = REASONING_ROOM if price and price.reasoning else call.judge.prompt.max_tokens
                 output += room * len(todo)
@@ -200,19 +202,23 @@ class Panel:
         self, kind: str, setting: Setting, questions: Mapping[str, Question], completions: Sequence[Completion]
     ) -> list[Call]:
         """All that may be judged of these replies, a second look at every one of them included."""
-        if kind == "behaviour":
-            return self._second(setting, questions, completions)
-        return self.calls(kind, setting, questions, completions)
+        asked = (kind, setting, questions, completions)
+        return [*self.calls(*asked), *self.second_look(*asked)]
 
     def close(self) -> None:
-        """End a local judge's server."""
+        """End a local judge's server, and let go of the file."""
+        self.file.close()
         if self._engine is not None:
             self._engine.close()  # type: ignore[attr-defined]
             self._engine = self._server = None
 
-    def _spent(self, file: Jsonl[Judgement], price: Price | None) -> float:
-        mine = f"{self.server(started=False).label}/" if self.has_model else ""
-        return bill([j for j in file.read() if mine and j.judge.startswith(mine)], price).dollars or 0.0
+    def judged_by_it(self) -> list[Judgement]:
+        """The run's judgements that this judge model made, under whatever prompt."""
+        latest = {(j.probe, j.key): j for j in self.file.read()}  # an api-error asked again is no second call
+        return [j for j in latest.values() if j.judge.startswith(f"{self.server(started=False).label}/")]
+
+    def _spent(self, price: Price | None) -> float:
+        return bill(self.judged_by_it(), price).dollars or 0.0 if self.has_model else 0.0
 
     def _price(self) -> Price | None:
         options = self.options

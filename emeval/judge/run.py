@@ -9,8 +9,13 @@ from typing import Any, Protocol
 from emeval.data.behaviours import Behaviour
 from emeval.judge.prompt import Turn
 from emeval.judge.rules import VERSION, judge_reply
-from emeval.store import Jsonl, sha256_of
+from emeval.store import Jsonl, Run, sha256_of
 from emeval.types import Completion, Judgement, Outcome
+
+
+def judgements_of(run: Run) -> Jsonl[Judgement]:
+    """The run's stored judgements."""
+    return Jsonl(run.judgements_path, Judgement)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from emeval.data.settings import Setting
-from emeval.judge.panel import Panel
+from emeval.judge.panel import Call, Panel
 from emeval.score import measures
 from emeval.score.measures import by_question
-from emeval.store import Jsonl, sha256_of
+from emeval.store import sha256_of
 from emeval.types import Completion, Estimate, Judgement, Likelihood, OnCount, OtherJudge, ProbeScore, Question, Split
 
 
@@ -35,28 +35,36 @@ class Scored:
     values: dict[str, float]
 
 
-def score_replies(
-    probed: Probed, panel: Panel, file: Jsonl[Judgement], on_judged: Callable[[], None] = lambda: None
-) -> Scored | None:
-    """Judge what is not judged yet and score it all. None where no judge was named that could.
+def score_all(probed: Sequence[Probed], panel: Panel, tell: OnCount) -> list[Scored]:
+    """Judge what is not judged yet and score it all; probes that no named judge could judge are left out.
+
+    The panel is closed when this is over, however it ends.
 
     Raises:
         InputError: At once, if the judge's server refuses the key or does not know the model.
         EmevalError: At once, if it cannot be reached.
     """
+    try:
+        judged = _counter(panel, probed, tell)
+        return [found for p in probed if (found := _score_replies(p, panel, judged))]
+    finally:
+        panel.close()
+
+
+def _score_replies(probed: Probed, panel: Panel, on_judged: Callable[[], None]) -> Scored | None:
     by_role: dict[str, list[Judgement]] = {}
     made: dict[str, OtherJudge] = {}
-    done = 0
-    while True:
-        # A second look is at what the rules missed, so who is called depends on what was said before.
-        calls = panel.calls(probed.kind, probed.setting, probed.questions, probed.completions, by_role.get("main", ()))
-        if done == len(calls):
-            break
-        call = calls[done]
-        found = by_role[call.role] = panel.judge_all(call, file, on_judged)
-        outcomes = dict(Counter(j.outcome for j in found))
-        made[call.role] = OtherJudge(judge=call.judge.id, asked=len(call.items), outcomes=outcomes)
-        done += 1
+
+    def meet(calls: Iterable[Call]) -> None:
+        for call in calls:
+            found = by_role[call.role] = panel.judge_all(call, on_judged)
+            outcomes = dict(Counter(j.outcome for j in found))
+            made[call.role] = OtherJudge(judge=call.judge.id, asked=len(call.items), outcomes=outcomes)
+
+    meet(panel.calls(probed.kind, probed.setting, probed.questions, probed.completions))
+    missed = {j.completion_key for j in by_role.get("main", ()) if j.value == 0.0}
+    again = [c for c in probed.completions if c.key in missed]
+    meet(panel.second_look(probed.kind, probed.setting, probed.questions, again))
     return counted(probed, by_role, made) if by_role else None
 
 
@@ -138,12 +146,12 @@ def score_pairs(
     )
 
 
-def counter(panel: Panel, probed: Sequence[Probed], file: Jsonl[Judgement], tell: OnCount) -> Callable[[], None]:
+def _counter(panel: Panel, probed: Sequence[Probed], tell: OnCount) -> Callable[[], None]:
     """Counts the judge model's calls for these probes; rules take no time and are not counted."""
     if not panel.has_model:
         return lambda: None
     calls = [call for p in probed for call in panel.calls(p.kind, p.setting, p.questions, p.completions)]
-    return counting(panel.to_do(calls, file), tell)
+    return counting(panel.to_do(calls), tell)
 
 
 def counting(total: int, tell: OnCount) -> Callable[[], None]:
