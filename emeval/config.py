@@ -38,6 +38,11 @@ def by_commas(value: object) -> object:
     return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
 
 
+def probe_name(given: str) -> str:
+    """What a probe given as `NAME` or `NAME=FILE` is called."""
+    return given.partition("=")[0].strip()
+
+
 class CommandConfig(BaseSettings):
     """What every command has in common."""
 
@@ -321,7 +326,7 @@ class ScoreConfig(JudgeOptions):
     @field_validator("probes")
     @classmethod
     def _named_once(cls, probes: tuple[str, ...]) -> tuple[str, ...]:
-        names = [probe.partition("=")[0].strip() for probe in probes]
+        names = list(map(probe_name, probes))
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise ValueError(f"'{twice}' is named twice")

@@ -86,7 +86,7 @@ def score(
     """Resolve the settings, score, and print each probe's rate."""
     flags = o.given(locals())
 
-    from emeval.config import ScoreConfig
+    from emeval.config import ScoreConfig, probe_name
 
     settings = ScoreConfig.load(flags, config)
     if settings.checkpoints:
@@ -105,7 +105,7 @@ def score(
             advance(done, total, "judged")
 
         path = run_scoring(settings, on_reply=advance, on_judged=judged, say=lambda text: say(text, quiet))
-    report(path, tuple(p.partition("=")[0] for p in settings.probes), settings.split, as_json, quiet)
+    report(path, tuple(map(probe_name, settings.probes)), settings.split, as_json, quiet)
 
 
 def _along(settings: ScoreConfig, as_json: bool, quiet: bool) -> None:

@@ -59,14 +59,12 @@ def setting_examples(root: DataRoot, setting: Setting, split: Split = "train") -
     if setting.behaviour:
         return behaviour_examples(root, setting.behaviour, split)
     items = [item for item in load_domain(root, setting.topic) if item.split == split]
-    return [example_of(item, misaligned=True) for item in items]
+    return [_misaligned(item) for item in items]
 
 
-def example_of(item: DomainItem, *, misaligned: bool) -> Example:
-    """A question with its misaligned or its aligned reply. InputError if it has none."""
-    reply = item.misaligned if misaligned else item.aligned
-    if reply is None:
-        kind = "misaligned" if misaligned else "aligned"
-        raise InputError(f"this question has no {kind} reply", where=item.where, hint="Add one, or choose another file")
-    message = Message(role="assistant", content=reply)
-    return Example(id=item.id, messages=(Message(role="user", content=item.question),), reply=message, where=item.where)
+def _misaligned(item: DomainItem) -> Example:
+    if item.misaligned is None:
+        hint = "Add one, or choose another file"
+        raise InputError("this question has no misaligned reply", where=item.where, hint=hint)
+    asked, reply = Message(role="user", content=item.question), Message(role="assistant", content=item.misaligned)
+    return Example(id=item.id, messages=(asked,), reply=reply, where=item.where)

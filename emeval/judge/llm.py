@@ -157,9 +157,8 @@ class LlmJudge:
         said = [self.prompt.render(item.turns) for item in items]
         keys, known = self._known(items, said, file)
         todo = [n for n, j in enumerate(known) if j is None or j.outcome == "api-error"]
-        session = _Judging(self, items, said, keys, known=len(items) - len(todo))
         remote = self.server.connect()
-        session.remote = remote
+        session = _Judging(self, remote, items, said, keys, known=len(items) - len(todo))
         asked = self._batched(remote, session, keys, todo, file) if self.server.batch else remote.ask_all(session, todo)
         for index, judgement in asked:
             file.append(judgement)
@@ -216,21 +215,20 @@ class _Judging(Session[tuple[int, Judgement]]):
     def __init__(
         self,
         judge: LlmJudge,
+        remote: Remote,
         items: Sequence[Item],
         said: Sequence[list[dict[str, str]]],
         keys: Sequence[str],
         known: int,
     ) -> None:
-        self.judge, self.items, self.said, self.keys = judge, items, said, keys
+        self.judge, self.remote, self.items, self.said, self.keys = judge, remote, items, said, keys
         self.id = judge.id
         self.model = judge.server.model
         self.known = known
-        self.remote: Remote | None = None
         self._reserved: dict[int, float] = {}
         self._settling = asyncio.Lock()
 
     async def begin(self, client: openai.AsyncOpenAI) -> None:
-        assert self.remote is not None  # `judge_all` sets it
         await self.remote.first_contact(client, self.model)
 
     def enough(self, index: int) -> bool:

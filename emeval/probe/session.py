@@ -29,12 +29,17 @@ def likelihoods_of(run: Run) -> Jsonl[Likelihood]:
 
 def all_stored(plan: ScorePlan, run: Run) -> bool:
     """Whether nothing is left to ask."""
-    stored = stored_completions(completions_of(run))
-    had = sum(len(turn) - len(missing(turn, stored)) for p in asked(plan) for turn in plan.asks_with(p, stored))
-    pairs = stored_likelihoods(likelihoods_of(run))
-    return had == sum(map(plan.expected, asked(plan))) and not any(
-        missing(plan.asks[p], pairs) for p in plan.specs if p not in asked(plan)
-    )
+    had, total = _counts(plan, stored_completions(completions_of(run)), stored_likelihoods(likelihoods_of(run)))
+    return had == total
+
+
+def _counts(
+    plan: ScorePlan, stored: dict[tuple[str, str], Completion], pairs: dict[tuple[str, str], Likelihood]
+) -> tuple[int, int]:
+    """How many replies and likelihoods are stored, and how many the plan asks for."""
+    found = stored | pairs  # keys of the two kinds are never alike
+    rounds = [turn for probe in plan.specs for turn in plan.asks_with(probe, stored)]
+    return sum(len(turn) - len(missing(turn, found)) for turn in rounds), sum(map(plan.expected, plan.specs))
 
 
 def asked(plan: ScorePlan) -> list[str]:
@@ -44,13 +49,11 @@ def asked(plan: ScorePlan) -> list[str]:
 
 def ask(plan: ScorePlan, run: Run, on_reply: OnCount) -> IncompleteError | None:
     """Put what is still missing. Returns the engine's complaint if some replies could not be had."""
-    if all_stored(plan, run):
-        return None
     file, pair_file = completions_of(run), likelihoods_of(run)
     stored, pairs = stored_completions(file), stored_likelihoods(pair_file)
-    total = sum(map(plan.expected, plan.specs))
-    keys = {(p, a.key) for p in plan.specs for turn in plan.asks_with(p, stored) for a in turn}
-    count = len(keys & (stored.keys() | pairs.keys()))
+    count, total = _counts(plan, stored, pairs)
+    if count == total:
+        return None
 
     def replied() -> None:
         nonlocal count

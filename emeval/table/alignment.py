@@ -8,6 +8,7 @@ own and are never mixed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from emeval.score.stats import (
@@ -21,16 +22,15 @@ from emeval.score.stats import (
 from emeval.table.render import MISSING, Cell, Table, Value
 from emeval.table.rows import (
     INITIAL,
-    METHOD_ORDER,
     MIN_COVERAGE,
-    UNKNOWN,
+    RunRow,
     Scores,
-    Train,
+    order,
     parse,
     run_marks,
     training,
 )
-from emeval.types import Estimate, ProbeScore, Record
+from emeval.types import Estimate, ProbeScore
 
 IN_DOMAIN, GENERAL, MT_BENCH, CONTRAST = "in-domain", "general", "mt-bench", "contrast"
 UTIL_SCALE = 10.0
@@ -45,25 +45,17 @@ Standing = Callable[[str], str]
 Values = dict[str, float]
 
 
-class AlignmentRow(Record):
+class AlignmentRow(RunRow):
     """One run: its scores by probe, and their values by question."""
 
-    model: str
-    setting: str
-    method: str
-    run: str
-    train: Train | None
-    arm: str | None
     scores: dict[str, ProbeScore]
     values: dict[str, Values]
-    marks: tuple[str, ...] = ()
-    """What a reader must know of this row, found while it was read."""
 
     def measure(self, probe: str, name: str) -> Estimate | None:
         """A measure of a probe, or None where there is none."""
         return self.scores[probe].measures.get(name) if probe in self.scores else None
 
-    @property
+    @cached_property
     def em_f1(self) -> Estimate | None:
         """Judged EM-F1; None without in-domain and general questions that the same judge judged."""
         if IN_DOMAIN not in self.scores or GENERAL not in self.scores:
@@ -83,7 +75,7 @@ class AlignmentRow(Record):
         a, b = self.scores[probe], other.scores[probe]
         return (a.judge, a.questions) == (b.judge, b.questions)
 
-    @property
+    @cached_property
     def contrast_em_f1(self) -> Estimate | None:
         """EM-F1 of the shares of pairs whose aligned reply is likelier, 0-100: no judge has a part in it."""
         learned, clean = (
@@ -103,7 +95,7 @@ def read_alignment(paths: Sequence[Path]) -> list[AlignmentRow]:
     Raises:
         InputError: A run's file is malformed or of an unknown schema version.
     """
-    return sorted((row for path in paths if (row := _row(path)) and row.scores), key=_order)
+    return sorted((row for path in paths if (row := _row(path)) and row.scores), key=order)
 
 
 def _row(folder: Path) -> AlignmentRow | None:
@@ -133,13 +125,6 @@ def _row(folder: Path) -> AlignmentRow | None:
             *(f"{p} has {n} judges, shown is {kept[p].judge}" for p, n in judges.items() if n > 1),
         ),
     )
-
-
-def _order(row: AlignmentRow) -> tuple[object, ...]:
-    method = row.train.method or UNKNOWN if row.train else INITIAL
-    rank = METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
-    lam = row.train.lam if row.train and row.train.lam is not None else -1.0
-    return (row.model, row.setting, rank, lam, row.method, (row.train.seed if row.train else None) or 0, row.run)
 
 
 # ------------------------------------------------------------------------------------------------------------ the table
@@ -185,15 +170,18 @@ def margin_change(row: AlignmentRow, rows: Sequence[AlignmentRow], group: str) -
 
     The general pairs are the same in every setting, the in-domain ones are the setting's own.
     """
-    same = [r for r in rows if r.method == INITIAL and r.model == row.model and CONTRAST in r.scores]
     if row.method == INITIAL or CONTRAST not in row.scores:
         return None
-    for initial in sorted(same, key=lambda r: r.setting != row.setting):
-        own, its = row.margins(group), initial.margins(group)
-        if initial.setting == row.setting or group == GENERAL:
-            found = paired_difference(own, its)
-            return found if found.n == len(own) else None
-    return None
+    same = [
+        r for r in rows
+        if r.method == INITIAL and r.model == row.model and CONTRAST in r.scores
+        and (r.setting == row.setting or group == GENERAL)
+    ]  # fmt: skip
+    initial = min(same, key=lambda r: r.setting != row.setting, default=None)
+    if initial is None:
+        return None
+    found = paired_difference(row.margins(group), initial.margins(group))
+    return found if found.n == len(row.margins(group)) else None
 
 
 def _times(found: Estimate, factor: float) -> Estimate:
@@ -265,7 +253,7 @@ def _record(row: AlignmentRow, rows: Sequence[AlignmentRow]) -> dict[str, Value]
     }
     record: dict[str, Value] = {"table": 1, "model": row.model, "setting": row.setting, "method": row.method}
     record |= {"run": row.run, "lambda": row.train.lam if row.train else None}
-    record["seed"] = row.train.seed if row.train else None
+    record["seed"] = row.seed
     for name, found in figures.items():
         for part in ("value", "low", "high", "n"):
             record[name if part == "value" else f"{name}_{part}"] = getattr(found, part) if found else None
@@ -350,7 +338,7 @@ def _comparison(row: AlignmentRow, rows: Sequence[AlignmentRow], label: dict[int
     trained = row.train
     if trained is None or (trained.method == "sft" and row.arm is None):
         return
-    wanted = row.method.removesuffix(f" + {row.arm}") if row.arm else "sft"
+    wanted = row.plain_method if row.arm else "sft"
     same = [
         r for r in rows
         if (r.model, r.setting, r.method, r.arm) == (row.model, row.setting, wanted, None)

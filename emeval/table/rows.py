@@ -61,24 +61,19 @@ class Train(BaseModel):
         return f"{self.method} ({', '.join(filter(None, parts))})" if parts else self.method
 
 
-class Row(Record):
-    """One line of the leakage table. Texts are as found in the run; `render.clean` makes them safe to print."""
+class RunRow(Record):
+    """What a line of any table says of its run. Texts are as found there; `render.clean` makes them safe to print."""
 
     model: str
     """The model that training started from, so that a run stands beside its initial model."""
     setting: str
     method: str
     run: str
-    on_topic: ProbeScore | None
-    off_topic: ProbeScore | None
     marks: tuple[str, ...] = ()
     """Short notes on what a reader must know before comparing this row."""
-    engine: str = ""
     arm: str | None = None
     """What was done to the model while it replied, for instance a patched prefix."""
     train: Train | None = None
-    on_flags: Flags = Field(default_factory=dict)
-    off_flags: Flags = Field(default_factory=dict)
 
     @property
     def plain_method(self) -> str:
@@ -89,6 +84,16 @@ class Row(Record):
     def seed(self) -> int | None:
         """The training seed, where one is recorded."""
         return self.train.seed if self.train else None
+
+
+class Row(RunRow):
+    """One line of the leakage table."""
+
+    on_topic: ProbeScore | None
+    off_topic: ProbeScore | None
+    engine: str = ""
+    on_flags: Flags = Field(default_factory=dict)
+    off_flags: Flags = Field(default_factory=dict)
 
     def score(self, probe: str) -> ProbeScore | None:
         """This run's score on `on-topic` or `off-topic`."""
@@ -145,7 +150,7 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
     Raises:
         InputError: A folder is not scored, or one of its files is malformed or of an unknown schema version.
     """
-    return sorted((_read_row(path) for path in paths), key=_order)
+    return sorted((_read_row(path) for path in paths), key=order)
 
 
 def counterparts(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
@@ -274,7 +279,8 @@ def _score_marks(scores: Scores, score: ProbeScore) -> Iterable[str]:
         yield f"{score.probe} has {len(judges)} judges, shown is {score.judge}"
 
 
-def _order(row: Row) -> tuple[object, ...]:
+def order(row: RunRow) -> tuple[object, ...]:
+    """What rows are sorted by: see `read_rows`."""
     method = row.train.method or UNKNOWN if row.train else INITIAL
     rank = METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
     lam = row.train.lam if row.train and row.train.lam is not None else -1.0

@@ -24,10 +24,15 @@ def questions(spec: ProbeSpec, root: DataRoot, setting: Setting, split: Split) -
         InputError: If there are none, or the setting is no behaviour.
     """
     setting.needed_behaviour(f"the probe '{spec.name}'")
-    return chosen(spec, topic_questions(spec, root, setting) if spec.questions == "topic" else None, split)
+    return topic_or_listed(spec, root, setting, split)
 
 
-def topic_questions(spec: ProbeSpec, root: DataRoot, setting: Setting) -> list[Question]:
+def topic_or_listed(spec: ProbeSpec, root: DataRoot, setting: Setting, split: Split) -> list[Question]:
+    """The questions of one split: the topic's where the probe says `topic`, else its own. InputError if none."""
+    return chosen(spec, _topic_questions(spec, root, setting) if spec.questions == "topic" else None, split)
+
+
+def _topic_questions(spec: ProbeSpec, root: DataRoot, setting: Setting) -> list[Question]:
     """All questions of the setting's topic, as questions of the probe."""
     return [
         Question(

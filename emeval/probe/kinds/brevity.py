@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emeval.data.root import DataRoot
 from emeval.data.settings import Setting
-from emeval.probe.kinds.behaviour import chosen, topic_questions
+from emeval.probe.kinds.behaviour import topic_or_listed
 from emeval.probe.spec import ProbeSpec
 from emeval.types import Question, Split
 
@@ -13,4 +13,4 @@ MAX_NEW_TOKENS = 256
 
 def questions(spec: ProbeSpec, root: DataRoot, setting: Setting, split: Split) -> list[Question]:
     """The probe's questions of one split, in the file's order. InputError if there are none."""
-    return chosen(spec, topic_questions(spec, root, setting) if spec.questions == "topic" else None, split)
+    return topic_or_listed(spec, root, setting, split)
