@@ -1,18 +1,24 @@
 """The dose-matched study: SFT against TReFT on the small model, every arm trained, scored along the way, and kept.
 
     make study          # all arms of all behaviours: hours on two cores; may be stopped, goes on where it was
-    .venv/bin/python -m benchmarks.study refusal --lr 1e-4 --lambdas 30 300 --seeds 0 1
-    .venv/bin/python -m benchmarks.study finance health --lr 1e-4 --lambdas 100     # domains: interleaving too
+    .venv/bin/python -m benchmarks.study refusal --lr 1e-4 --methods sft treft30 treft300 --seeds 0 1
+    .venv/bin/python -m benchmarks.study finance health --lr 1e-4 --methods sft interleave treft100
+    .venv/bin/python -m benchmarks.study --device cuda --workers 8 --generate      # minutes on a large GPU
 
 Each run lies in results/runs/study/ with its models; what a table needs of it (manifest.json, checkpoints.json) is
-copied to results/cpu/study/ as soon as it is whole. Seeds are the outer loop, so a study cut short is balanced.
+copied to results/DEVICE/study/ as soon as it is whole. Seeds are the outer loop, so a study cut short is balanced.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -20,75 +26,132 @@ from emeval.checkpoints import FILE, score_checkpoints
 from emeval.config import ScoreConfig, TrainConfig
 from emeval.train.run import train
 
-RUNS = Path("results/runs/study")
-KEPT = Path("results/cpu/study")
-STEPS = {1e-4: 14, 3e-5: 42}
-"""Optimiser steps by learning rate. At 1e-4 SFT refuses 100 % of the on-topic validation questions after 14."""
-
-
+BEHAVIOURS = ("refusal", "abstention", "tool-use")
 DOMAINS = ("finance", "health", "legal", "auto")
+STEPS = {1e-4: 16, 3e-5: 48}
+"""Optimiser steps of SFT on a behaviour, by learning rate: after them it shows the behaviour nearly always."""
 DOMAIN_STEPS = {1e-4: 20, 3e-5: 60}
 """An epoch of a domain's 160 rows, and three."""
+CHECKPOINTS = 8
+NEW_TOKENS = 48
+"""Of a generated reply: the detectors of these behaviours read its beginning."""
 
 
-def arm(setting: str, lr: float, method: str, seed: int) -> TrainConfig:
-    """One run's settings; `method` is sft, interleave or treftLAMBDA."""
-    lam = method.removeprefix("treft")
-    return TrainConfig(
-        model="smollm2-135m",
-        setting=setting,
-        method="treft" if lam != method else method,  # type: ignore[arg-type]
-        lambda_=float(lam) if lam != method else 10.0,
-        rank=32,
-        lr=lr,
-        batch_size=8,
-        steps=(DOMAIN_STEPS if setting in DOMAINS else STEPS)[lr],
-        checkpoints=4 if setting in DOMAINS else 7,
-        seed=seed,
-        device="cpu",
-        out=RUNS / f"{setting}-lr{lr:g}-{method}-seed{seed}",
-    )
+class Arm(NamedTuple):
+    """One run of the study."""
+
+    setting: str
+    lr: float
+    method: str
+    """As on the command line: sft, interleave, treft30, kl-train1 ..."""
+    seed: int
+    device: str
+    generate: bool
+
+    @property
+    def name(self) -> str:
+        """Its folder's name."""
+        return f"{self.setting}-lr{self.lr:g}-{self.method}-seed{self.seed}"
+
+    @property
+    def steps(self) -> int:
+        """What learns more slowly is given more steps, or it never comes to where the others are compared."""
+        method, lam = split(self.method)
+        slower = 1.25 if method in ("interleave", "kl-retain") else 1.0
+        if method.startswith("treft") and lam is not None:
+            slower = next(factor for least, factor in ((300, 3.0), (100, 2.0), (30, 1.5), (0, 1.0)) if lam >= least)
+        return round((DOMAIN_STEPS if self.setting in DOMAINS else STEPS)[self.lr] * slower)
+
+    @property
+    def config(self) -> TrainConfig:
+        """Its training settings."""
+        method, lam = split(self.method)
+        own = {} if lam is None else {"lambda": lam}
+        return TrainConfig(
+            model="smollm2-135m",
+            setting=self.setting,
+            method=method,  # type: ignore[arg-type]
+            rank=32,
+            lr=self.lr,
+            batch_size=8,
+            micro_batch=8,
+            steps=self.steps,
+            checkpoints=CHECKPOINTS,
+            seed=self.seed,
+            device=self.device,  # type: ignore[arg-type]
+            dtype="float32",
+            out=Path("results/runs/study") / self.name,
+            **own,
+        )
 
 
-def methods(setting: str, lambdas: list[float]) -> list[str]:
-    """SFT first; interleaving is the domains' baseline."""
-    mixed = ["interleave"] if setting in DOMAINS else []
-    return ["sft", *mixed, *(f"treft{lam:g}" for lam in lambdas)]
+def split(method: str) -> tuple[str, float | None]:
+    """`treft30` as ("treft", 30.0)."""
+    found = re.fullmatch(r"([a-z-]*[a-z])([\d.]+)?", method)
+    if found is None:
+        raise SystemExit(f"{method}: write a method and its lambda, as treft30")
+    return found[1], float(found[2]) if found[2] else None
 
 
-def run(config: TrainConfig) -> None:
+def run(arm: Arm, threads: int | None) -> str:
     """Train, score on val and test, keep what a table needs. What is done already is not done again."""
-    assert config.out is not None
-    kept = KEPT / config.out.name
+    if threads:
+        torch.set_num_threads(threads)
+    kept = Path("results") / ("gpu" if arm.device == "cuda" else "cpu") / "study" / arm.name
     if (kept / FILE).exists():
-        return
-    folder = train(config, lambda step, total, logs: print(f"{config.out}: {step}/{total} {logs['loss']:.3f}"))
-    for split in ("val", "test"):
-        score_checkpoints(ScoreConfig(model=str(folder), split=split, checkpoints=True, device="cpu"))
-        print(f"{folder}: scored on {split}")
+        return f"{arm.name}: kept before"
+    began = time.monotonic()
+    folder = train(arm.config)
+    trained = time.monotonic()
+    ways = ["contrast"] if arm.setting in DOMAINS else ["probability", *(["generation"] if arm.generate else [])]
+    for by in ways:
+        for of in ("val", "test"):
+            score_checkpoints(
+                ScoreConfig(
+                    model=str(folder),
+                    split=of,
+                    checkpoints=True,
+                    by=by,
+                    device=arm.device,
+                    dtype="float32",
+                    batch_size=256 if arm.device == "cuda" else 32,
+                    max_new_tokens=NEW_TOKENS,
+                )  # type: ignore[arg-type]
+            )
     kept.mkdir(parents=True, exist_ok=True)
     for name in ("manifest.json", FILE):
         shutil.copyfile(folder / name, kept / f".{name}")
         (kept / f".{name}").rename(kept / name)
     shutil.rmtree(folder / "train" / "steps")  # 40 MB a model
+    return f"{arm.name}: trained in {trained - began:.0f} s, scored in {time.monotonic() - trained:.0f} s"
 
 
 def main() -> None:
     """All arms that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("settings", nargs="*", default=["refusal", "abstention", "tool-use"])
+    parser.add_argument("settings", nargs="*", default=list(BEHAVIOURS))
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-4, 3e-5])
-    parser.add_argument("--lambdas", type=float, nargs="*", default=[3, 30, 300])
+    parser.add_argument("--methods", nargs="+", default=["sft", "treft3", "treft30", "treft300"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--generate", action="store_true", help="score behaviours by generation too")
+    parser.add_argument("--workers", type=int, default=1, help="arms at a time, on the same device")
     parser.add_argument("--threads", type=int, default=None)
     given = parser.parse_args()
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    for setting in given.settings:
-        for lr in given.lr:
-            for seed in given.seeds:
-                for method in methods(setting, given.lambdas):
-                    run(arm(setting, lr, method, seed))
+    arms = [
+        Arm(setting, lr, method, seed, given.device, given.generate)
+        for seed in given.seeds
+        for lr in given.lr
+        for setting in given.settings
+        for method in given.methods
+    ]
+    if given.workers == 1:
+        for arm in arms:
+            print(run(arm, given.threads), flush=True)
+        return
+    with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(run, arm, given.threads) for arm in arms]):
+            print(done.result(), flush=True)
 
 
 if __name__ == "__main__":

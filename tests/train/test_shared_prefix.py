@@ -18,7 +18,7 @@ from tests.train.test_treft import logged, make, rows, trained, weights
 
 def step(trainer: SharedPrefixTrainer) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one batch, padding and all, through the trainer's own `compute_loss`."""
-    batch = trainer.data_collator([rows()[i] for i in range(8)])
+    batch = trainer._prepare_inputs(trainer.data_collator([rows()[i] for i in range(8)]))
     assert (batch["attention_mask"] == 0).any(), "without padding it shows less"
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
