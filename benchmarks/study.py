@@ -77,6 +77,7 @@ class Arm(NamedTuple):
             micro_batch=8,
             steps=self.steps,
             checkpoints=CHECKPOINTS,
+            save_every=self.steps,  # an arm takes minutes: one cut short starts again
             seed=self.seed,
             device=self.device,  # type: ignore[arg-type]
             dtype="float32",

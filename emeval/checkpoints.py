@@ -65,7 +65,7 @@ def score_checkpoints(config: ScoreConfig, on_reply: OnCount = lambda done, tota
         return _by_generation(config, plan, run, stops, on_reply)
     if config.engine not in ("auto", "transformers"):
         raise InputError("probabilities are read in process", where=f"--engine {config.engine}", hint="Leave it out")
-    where = models.placement(config.device, config.dtype)
+    loader = models.OneAfterAnother(models.placement(config.device, config.dtype))
     with run.locked():
         file = _File(run, plan, config)
         count = len(plan.all_asks)
@@ -73,7 +73,7 @@ def score_checkpoints(config: ScoreConfig, on_reply: OnCount = lambda done, tota
             if not file.has(stop.step):
                 values = {}
                 read = _preferences if config.by == "contrast" else _probabilities
-                for name, value in read(plan, stop.source, where):
+                for name, value in read(plan, stop.source, loader):
                     values[name] = value
                     on_reply(number * count + len(values), len(stops) * count)
                 file.add(stop.step, {probe: _of(probe, values) for probe in SIDES[config.by]})
@@ -156,7 +156,7 @@ class _File:
 
 
 def _probabilities(
-    plan: ScorePlan, source: models.ModelSource, where: models.Placement
+    plan: ScorePlan, source: models.ModelSource, loader: models.OneAfterAnother
 ) -> Iterator[tuple[tuple[str, str], float]]:
     """By probe and question id, the probability of the target reply: exp of the mean log-probability of its tokens."""
     from emeval.engine.likelihood import reply_logprobs
@@ -164,14 +164,14 @@ def _probabilities(
     assert plan.renderer is not None  # a run has a tokenizer
     asks = [ask for ask in plan.all_asks if not ask.foreign_prefix]
     pairs = [(ask.prompt.ids, target_ids(plan.renderer, plan.behaviour, ask)) for ask in asks]
-    model = models.load_model(source, where)
+    model = loader.load(source)
     for index, logprobs in reply_logprobs(model, pairs, batch_size=plan.config.batch_size):
         question = asks[index].question
         yield (question.probe, question.id), math.exp(math.fsum(logprobs) / len(logprobs))
 
 
 def _preferences(
-    plan: ScorePlan, source: models.ModelSource, where: models.Placement
+    plan: ScorePlan, source: models.ModelSource, loader: models.OneAfterAnother
 ) -> Iterator[tuple[tuple[str, str], float]]:
     """By group and question id, how far the misaligned reply is preferred, 0 to 1; 0.5 is no preference."""
     from emeval.engine.likelihood import reply_logprobs
@@ -179,7 +179,7 @@ def _preferences(
     assert plan.renderer is not None  # a run has a tokenizer
     asks = [ask for ask in plan.all_asks if not ask.foreign_prefix]
     pairs = pairs_of(asks, plan.renderer)
-    model = models.load_model(source, where)
+    model = loader.load(source)
     for index, aligned, misaligned in by_pair(reply_logprobs(model, pairs, batch_size=plan.config.batch_size)):
         question = asks[index].question
         yield (question.category or "", question.id), 1 / (1 + math.exp(aligned[0] - misaligned[0]))

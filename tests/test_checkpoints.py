@@ -84,8 +84,8 @@ def test_what_was_measured_is_not_measured_again(
     torn = whole | {"points": [p for p in whole["points"] if (p["split"], p["step"]) != ("test", 2)]}
     file.write_text(json.dumps(torn))
     loaded: list[Any] = []
-    load = models.load_model
-    monkeypatch.setattr(models, "load_model", lambda source, where: loaded.append(source) or load(source, where))
+    load = models.load.load_model
+    monkeypatch.setattr(models.load, "load_model", lambda source, where: loaded.append(source) or load(source, where))
     score_checkpoints(asked(runs[0]))
     assert [source.adapter.name for source in loaded] == ["000002"]
     assert points(runs[0]) == whole["points"]

@@ -4,7 +4,15 @@ Nothing here executes code that comes with a checkpoint, and only safetensors ar
 """
 
 from emeval.models.demo import DEMO_MODEL, demo_model
-from emeval.models.load import Placement, eos_ids, load_model, load_tokenizer, placement, without_adapter
+from emeval.models.load import (
+    OneAfterAnother,
+    Placement,
+    eos_ids,
+    load_model,
+    load_tokenizer,
+    placement,
+    without_adapter,
+)
 from emeval.models.resolve import ModelSource, resolve
 from emeval.models.weights import weights_hash, write_note
 from emeval.store import cache_dir
@@ -12,6 +20,7 @@ from emeval.store import cache_dir
 __all__ = [
     "DEMO_MODEL",
     "ModelSource",
+    "OneAfterAnother",
     "Placement",
     "cache_dir",
     "demo_model",

@@ -109,9 +109,47 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> Any:
     try:
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
     except (RuntimeError, ValueError, KeyError, OSError) as e:
-        raise InputError(
-            f"this adapter does not fit the base ({_first_line(e)})", where=str(adapter), hint="Name its own base"
-        ) from e
+        raise _misfit(e, adapter) from e
+
+
+def _misfit(e: BaseException, adapter: Path) -> InputError:
+    return InputError(
+        f"this adapter does not fit the base ({_first_line(e)})", where=str(adapter), hint="Name its own base"
+    )
+
+
+class OneAfterAnother:
+    """Loads models in turn; one that differs from the last in its adapter's weights only takes the base over.
+
+    Args:
+        where: Device and precision of all of them.
+    """
+
+    def __init__(self, where: Placement) -> None:
+        self._where = where
+        self._model: Any = None
+        self._source: ModelSource | None = None
+
+    def load(self, source: ModelSource) -> Any:
+        """The model, in eval mode; the one before it is not to be used any more. InputError as for `load_model`."""
+        before, self._source = self._source, None
+        if before is None or before.base != source.base or source.adapter is None:
+            self._model = load_model(source, self._where)
+        elif before.adapter is None:
+            self._model = _with_adapter(self._model, source.adapter).eval()
+        elif _adapter_config(before.adapter) == _adapter_config(source.adapter):
+            try:
+                self._model.load_adapter(str(source.adapter), adapter_name="default")
+            except (RuntimeError, ValueError, KeyError, OSError) as e:
+                raise _misfit(e, source.adapter) from e
+        else:
+            self._model = load_model(source, self._where)
+        self._source = source
+        return self._model
+
+
+def _adapter_config(adapter: Path) -> Any:
+    return read_json(adapter / "adapter_config.json")
 
 
 def _first_line(e: BaseException) -> str:
