@@ -33,6 +33,8 @@ STEPS = {1e-4: 16, 3e-5: 48}
 DOMAIN_STEPS = {1e-4: 20, 3e-5: 60}
 """An epoch of a domain's 160 rows, and three."""
 CHECKPOINTS = 8
+DEFAULTS = {False: ("sft", "treft3", "treft30", "treft300"), True: ("sft", "interleave", "treft100")}
+"""Methods of a behaviour, and of a domain."""
 NEW_TOKENS = 48
 """Of a generated reply: the detectors of these behaviours read its beginning."""
 
@@ -132,7 +134,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("settings", nargs="*", default=list(BEHAVIOURS))
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-4, 3e-5])
-    parser.add_argument("--methods", nargs="+", default=["sft", "treft3", "treft30", "treft300"])
+    parser.add_argument(
+        "--methods", nargs="+", help="default: sft and TReFT at several lambdas; interleave for domains"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--generate", action="store_true", help="score behaviours by generation too")
@@ -144,7 +148,7 @@ def main() -> None:
         for seed in given.seeds
         for lr in given.lr
         for setting in given.settings
-        for method in given.methods
+        for method in given.methods or DEFAULTS[setting in DOMAINS]
     ]
     if given.workers == 1:
         for arm in arms:
