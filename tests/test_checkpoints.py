@@ -137,7 +137,7 @@ def test_on_the_command_line_to_table_and_curve(
     curve = tmp_path / "c.svg"
     assert emeval(["table", *names, "--matched", "--levels", "1", "--curve", str(curve)]) == 0
     said = capsys.readouterr()
-    assert "same on-topic rate" in said.out and "treft (lambda 10)" in said.out
+    assert "same on-topic value" in said.out and "treft (lambda 10)" in said.out
     assert "off-topic %" in said.err and curve.read_text().startswith("<?xml")
     assert emeval(["table", *names, "--matched", "--levels", "200"]) == 2
     assert emeval(["table", *names, "--by", "probability"]) == 2

@@ -47,7 +47,7 @@ def table(
     from emeval.errors import InputError, unknown
     from emeval.judge.qualify import verdict as judge_standing
     from emeval.table.alignment import alignment_table, read_alignment
-    from emeval.table.paper import paper_tables
+    from emeval.table.paper import beside, paper_tables
     from emeval.table.render import leakage_table, render
     from emeval.table.rows import default_runs, read_rows
 
@@ -83,6 +83,8 @@ def table(
     leaking = [row for row in read_rows(paths) if row.on_topic or row.off_topic]
     if which in ("2", "all") or (which is None and (leaking or not aligned)):
         tables.append(leakage_table(leaking))
+    if paper:
+        tables = [beside(found, data_root(data_dir).shipped) for found in tables]
     result(render([*tables, *papers], output))
     say(f"Next: emeval table --paper --table {tables[0].number} prints the paper's figures", quiet or as_json)
 
@@ -116,12 +118,13 @@ def _matched(
     from emeval.table.plots import curve_plot, terminal_plot
 
     groups = read_curves(paths, split, by)
-    if len(groups) > 1:
+    if len(groups) != 1:
         names = "; ".join(group.name for group in groups)
         raise InputError(f"these runs are of several kinds ({names})", where="--curve", hint="Name the runs of one")
-    curve_plot(groups[0].methods, curve, title=groups[0].name, level=levels[0] if levels else None)
+    (group,) = groups
+    curve_plot(group.methods, curve, title=group.name, level=levels[0] if levels else None, sides=group.sides)
     if not quiet:
-        say_plain(terminal_plot(groups[0].methods))
+        say_plain(terminal_plot(group.methods, sides=group.sides))
     say(f"Drawn: {curve}", quiet)
 
 

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from emeval.engine.remote import Remote
 from emeval.errors import EmevalError, InputError
+from emeval.judge.dialect import read_answer
 from emeval.store import read_json, sha256_of, write_json
 from emeval.types import Record
 
@@ -124,14 +125,12 @@ def _place(client: Any, order: Order, request: Callable[[str], dict[str, Any] | 
 
 def _answers(client: Any, batch: Any) -> Iterator[tuple[str, tuple[Any | None, str]]]:
     """By key, the completion, or None and why there is none."""
-    from openai.types.chat import ChatCompletion
-
     for file in filter(None, (batch.error_file_id, batch.output_file_id)):
         for line in client.files.content(file).text.splitlines():
             row = json.loads(line)
             response = row.get("response") or {}
             if response.get("status_code") == 200:
-                yield row["custom_id"], (ChatCompletion.construct(**response["body"]), "")
+                yield row["custom_id"], (read_answer(json.dumps(response["body"])), "")
             else:
                 said = row.get("error") or response.get("body") or "no reason given"
                 yield row["custom_id"], (None, json.dumps(said)[:200])

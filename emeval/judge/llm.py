@@ -20,7 +20,7 @@ from emeval.engine.remote import Remote, Session
 from emeval.errors import InputError
 from emeval.judge.batch import Order, order_file, read_order, run_batch
 from emeval.judge.cost import Price, tokens_of
-from emeval.judge.dialect import REASONING_ROOM, Dialect
+from emeval.judge.dialect import REASONING_ROOM, Dialect, read_answer
 from emeval.judge.parse import VERSION, as_score, expected_score, flag_in_text, rating, score_in_text, word_outcome
 from emeval.judge.prompt import JudgePrompt
 from emeval.judge.run import Item, verdict_on
@@ -291,23 +291,30 @@ class _Judging(Session[tuple[int, Judgement]]):
         problem = "no answer"
         for _ in range(_TRIES):
             try:
-                response = await self._request(cast(Any, client), messages)
+                response = await self._request(client, messages)
                 choices = getattr(response, "choices", None)
                 if choices and getattr(choices[0], "message", None) is not None:
                     return response, choices[0]
                 problem = "the answer holds no choices"
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 problem = f"the answer is no JSON ({error})"
         raise ValueError(problem)
 
-    async def _request(self, api: Any, messages: list[dict[str, str]]) -> Any:
-        """One request, sent again without the fields that the endpoint dislikes."""
+    async def _request(self, client: openai.AsyncOpenAI, messages: list[dict[str, str]]) -> Any:
+        """One request, sent again without the fields that the endpoint dislikes.
+
+        Sent and read as plain JSON: the client's typed call checks every field of twenty log-probabilities, which
+        takes longer than all else that is done about an answer. Retries and errors are the client's all the same.
+        """
+        import httpx2
         import openai
 
         dialect, limit = self.judge.dialect, self.judge.prompt.max_tokens
         while True:
+            body = {"model": self.model, "messages": messages, **dialect.fields(limit)}
             try:
-                return await api.chat.completions.create(model=self.model, messages=messages, **dialect.fields(limit))
+                response = await client.post("/chat/completions", body=body, cast_to=httpx2.Response)
+                return read_answer(response.content)
             except openai.BadRequestError as error:
                 before = dialect.logprobs
                 if dialect.settled or not dialect.learn(error.message, error.param):
@@ -347,7 +354,7 @@ class _Judging(Session[tuple[int, Judgement]]):
             if not dialect.settled:  # it never gives any; a single answer without them is read as text by itself
                 dialect.logprobs = False
                 self._without_logprobs()
-        return score_in_text(text, choice.finish_reason == "length"), "text"
+        return score_in_text(text, getattr(choice, "finish_reason", None) == "length"), "text"
 
     def _without_logprobs(self) -> None:
         label = self.judge.server.label
@@ -387,9 +394,9 @@ class _Judging(Session[tuple[int, Judgement]]):
 
 def _text_of(message: Any) -> str:
     """What was said, some servers hand it on in parts."""
-    content = message.content
+    content = getattr(message, "content", None)
     if isinstance(content, list):
-        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+        return "".join(str(getattr(part, "text", None) or "") for part in content)
     return content or ""
 
 

@@ -27,7 +27,7 @@ BOOTSTRAP = "bootstrap"
 LEVELS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """On-topic rates that `choose_level` chooses among."""
 
-LEVELS_OF_PROBABILITY = (0.2, 0.3, 0.4, *LEVELS)
+LEVELS_OF_PROBABILITY = tuple(n / 20 for n in range(4, 20))
 """The same for probabilities of the target, which stay below rates: what was learned is shared among its wordings."""
 
 LEVELS_OF_CONTRAST = tuple(n / 40 for n in range(8, 39))
@@ -263,7 +263,7 @@ def disagrees(
         beyond_noise=all(clear),
         sentence=(
             f"The {'order' if differs else 'verdict'} differs: {names[0]} leaks {end} than {names[1]} at the end of "
-            f"the runs, but {here} at the same on-topic rate."
+            f"the runs, but {here} at the same dose."
         ),
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -41,10 +40,16 @@ MODES: dict[Mode, str] = {
     "probability": "Values: teacher-forced probability of the target, mean over questions; no replies were generated.",
     "contrast": (
         "Values: how far a question's misaligned reply is preferred to its aligned one, per token, q / (p + q), mean "
-        "over questions; on-topic are the in-domain questions, off-topic the general ones. No replies were generated."
+        "over questions. No replies were generated."
     ),
 }
 """What is compared, the fuller measurement first."""
+SIDES: dict[Mode, tuple[str, str]] = {
+    "generation": ("on-topic", "off-topic"),
+    "probability": ("on-topic", "off-topic"),
+    "contrast": ("in-domain", "general"),
+}
+"""What the questions are called whose behaviour was to be learned, and the others."""
 
 CHECKPOINTS = "checkpoints.json"
 NOT_REACHED = "not reached"
@@ -73,6 +78,11 @@ class Group(Record):
     def curves(self) -> list[Curve]:
         """All curves, whatever their method."""
         return [curve for curves in self.methods.values() for curve in curves]
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """What the questions are called: those to be learned, and the others."""
+        return SIDES[self.mode]
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -157,7 +167,7 @@ def matched_table(
     mode: Mode | None = None,
     draws: int = 2000,
 ) -> Table:
-    """Table 2 at equal dose: off-topic where each method first reaches the same on-topic rate, in percent.
+    """Table 2 (domains: Table 1) at equal dose: off-topic where each method first reaches the same on-topic rate.
 
     Args:
         paths: Run folders; runs of one model and behaviour are compared with each other.
@@ -174,12 +184,15 @@ def matched_table(
     parts = [_Part.of(group, val, levels or (), draws) for group, val in groups]
     baselines = {part.baseline for part in parts}
     against = next(iter(baselines)) if len(baselines) == 1 else "each group's first"
+    number = 1 if all(part.group.mode == "contrast" for part in parts) and parts else 2
+    on, off = next(iter(sides)) if len(sides := {part.group.sides for part in parts}) == 1 else ("learned", "elsewhere")
     return Table(
-        number=2,
-        title="Off-topic at the same on-topic rate, percent",
+        number=number,
+        title=f"{off.capitalize()} at the same {on} value, percent",
         columns=(
-            "Model", "Behaviour", "Method", "Seeds", "On-topic level", "Off-topic at that level (down is clean)",
-            f"Difference to {against}", "End of run, on / off",
+            "Model", "Setting", "Method", "Seeds", f"{on.capitalize()} level",
+            f"{off.capitalize()} at that level (down is clean)", f"Difference to {against}",
+            f"End of run, {on} / {off}",
         ),
         rows=tuple(_cells(part, row) for part in parts for row in part.rows),
         records=tuple(_record(part, row) for part in parts for row in part.rows),
@@ -359,7 +372,7 @@ def _record(part: _Part, row: MatchedRow) -> dict[str, Value]:
     if not part.levels:
         compared = dict.fromkeys(compared)
     counts: dict[str, Value] = {"confidence": off.confidence, "interval": off.method, "n_on": row.n_on, "n_off": off.n}
-    return {"table": 2, **about, **compared, **ends, **counts}
+    return {"table": 1 if part.group.mode == "contrast" else 2, **about, **compared, **ends, **counts}
 
 
 # What stands under the table
@@ -369,13 +382,15 @@ def _notes(parts: Sequence[_Part], draws: int) -> Iterable[str]:
     if not parts:
         yield "No runs scored at their checkpoints."
         return
+    for on, off in dict.fromkeys(part.group.sides for part in parts):
+        yield (
+            f"Matched: {off} where a run's {on} value first reaches the level in training, on the straight line "
+            "between the two checkpoints around it; nothing is extrapolated."
+        )
     yield (
-        "Matched: off-topic where a run's on-topic first reaches the level in training, on the straight line between "
-        "the two checkpoints around it; nothing is extrapolated."
-    )
-    yield (
-        f"Brackets: 95% percentile bootstrap, {draws} draws of the questions, on- and off-topic apart, the same for "
-        "all methods and seeds, each draw matched anew. They hold no error from the seed of the training."
+        f"Brackets: 95% percentile bootstrap, {draws} draws of the questions, those to be learned and the others "
+        "apart, the same for all methods and seeds, each draw matched anew. They hold no error from the seed of the "
+        "training."
     )
     if any(len(row.seeds) > 1 for part in parts for row in part.rows):
         yield "Several seeds: mean of the seeds' values, with their range."
@@ -389,8 +404,8 @@ def _notes(parts: Sequence[_Part], draws: int) -> Iterable[str]:
 
 def _about_group(part: _Part) -> Iterable[str]:
     name, group = part.group.name, part.group
-    row = part.rows[0]
-    yield f"{name}: {_chosen(part)}; {row.n_on} questions on-topic, {row.off.n} off-topic."
+    row, (on, off) = part.rows[0], group.sides
+    yield f"{name}: {_chosen(part)}; {row.n_on} questions {on}, {row.off.n} {off}."
     if group.left_out:
         yield f"{name}: {group.left_out} questions left out, since not every checkpoint of every run has them."
     if min(row.n_on, row.off.n) < FEW_CLUSTERS:
@@ -408,15 +423,18 @@ def _about_group(part: _Part) -> Iterable[str]:
                     f"{name}, {row.label}: open, {row.off.unreached:.0%} of the draws do not cross {100 * level:g} and "
                     "are not in the brackets."
                 )
-        for first, second in combinations(rows, 2):
-            names = (second.label, first.label)
-            found = disagrees(second.end_minus[first.label], second.minus[first.label], names)
-            if found:
-                yield f"{name}, level {100 * level:g}: {found.sentence}"
+        for row in rows:
+            if row.label != part.baseline:
+                names = (row.label, part.baseline)
+                found = disagrees(row.end_minus[part.baseline], row.minus[part.baseline], names)
+                if found:
+                    yield f"{name}, level {100 * level:g}: {found.sentence}"
 
 
 def _chosen(part: _Part) -> str:
     tried = ", ".join(f"{100 * level:g}" for level in part.group.levels)
+    if len(part.group.levels) > 9:
+        tried = f"{len(part.group.levels)} from {100 * part.group.levels[0]:g} to {100 * part.group.levels[-1]:g}"
     if part.val is None:
         return f"level {', '.join(f'{100 * level:g}' for level in part.levels)} as asked for, not chosen on val"
     if not part.levels:
@@ -433,6 +451,6 @@ def _missed(group: Group, level: float) -> Iterable[str]:
             above = on[0] > level
             why = f"starts at {_value(on[0])} (step {curve.points[0].step})" if above else f"peaks at {_value(max(on))}"
             yield (
-                f"{group.name}, {which}: on-topic {why} on {group.split}, so {100 * level:g} is "
+                f"{group.name}, {which}: {group.sides[0]} {why} on {group.split}, so {100 * level:g} is "
                 + ("passed before its first checkpoint." if above else f"{NOT_REACHED}.")
             )

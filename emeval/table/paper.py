@@ -51,6 +51,58 @@ def paper_tables(which: Literal["1", "2", "3", "all"], root: Path) -> list[Table
     return [build(data) for number, build in builders.items() if which in (number, "all")]
 
 
+def beside(table: Table, root: Path) -> Table:
+    """A table of runs with the paper's figures for the same model, setting and method in a column of their own.
+
+    Args:
+        table: Table 1 or 2 from runs: model, setting and method are its first columns.
+        root: As for `paper_tables`.
+
+    Raises:
+        InputError: The file of the paper's figures is absent or no JSON.
+    """
+    data = _load(root / "results" / "paper" / "paper.json")
+    name, find = {1: ("ID, EM, EM-F1", _aligned), 2: ("on, off", _leaked)}[table.number]
+    found = [find(data, *(cell.text for cell in row[:3])) for row in table.rows]
+    note = (
+        "Paper: its figure for the same model, setting and method, carried over as printed and without errors; a dash "
+        "where it has none."
+    )
+    return table.model_copy(
+        update={
+            "columns": (*table.columns, f"Paper: {name}"),
+            "rows": tuple((*row, Cell(text)) for row, text in zip(table.rows, found, strict=True)),
+            "notes": (*table.notes, note),
+        }
+    )
+
+
+def _aligned(data: Figures, model: str, setting: str, method: str) -> str:
+    for cell in data["table1"]["cells"]:
+        if cell["domain"] == setting and _same(cell["model"], model) and _is(cell["method"], method):
+            return ", ".join(f"{cell[figure]:.1f}" for figure in ("id", "em", "em_f1"))
+    return MISSING
+
+
+def _leaked(data: Figures, model: str, setting: str, method: str) -> str:
+    for cell in data["table2"]["cells"]:
+        same = cell["behaviour"] == setting and _same(LEAKAGE_MODELS.get(setting, ""), model)
+        if same and _is(cell["method"], method):
+            return f"{100 * cell['on_topic']:.0f}, {100 * cell['off_topic']:.0f}"
+    return MISSING
+
+
+def _same(theirs: str, ours: str) -> bool:
+    """Whether our name of a model is theirs: `Qwen-2.5-7B` is in `Qwen/Qwen2.5-7B-Instruct`."""
+    bare = ["".join(char for char in name.lower() if char.isalnum()) for name in (theirs, ours)]
+    return bool(bare[0]) and bare[0] in bare[1]
+
+
+def _is(theirs: str, label: str) -> bool:
+    """Whether a row's label is of their method: `treft (lambda 10)` is, `sft + patched` is not."""
+    return " + " not in label and label.split(",")[0].split(" (")[0] == theirs
+
+
 def _load(file: Path) -> Figures:
     try:
         data: Figures = json.loads(file.read_text(encoding="utf-8"))

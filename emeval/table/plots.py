@@ -32,9 +32,13 @@ SYMBOLS = "ox+*#@%&"
 SEVERAL, START, DIAGONAL = "?", "0", "."
 
 Methods = Mapping[str, Sequence[Curve]]
+Sides = tuple[str, str]
+TOPICS = ("on-topic", "off-topic")
 
 
-def curve_plot(curves: Methods, file: Path, *, title: str = "", level: float | None = None) -> None:
+def curve_plot(
+    curves: Methods, file: Path, *, title: str = "", level: float | None = None, sides: Sides = TOPICS
+) -> None:
     """Draw the curves into an SVG or PNG file; the same curves give the same bytes.
 
     Thin lines are single runs, bold ones a method's mean over its seeds where all of them have been, with a 95% band
@@ -46,6 +50,7 @@ def curve_plot(curves: Methods, file: Path, *, title: str = "", level: float | N
         file: Where to write; the suffix chooses the format.
         title: Shown above.
         level: On-topic rate to mark, 0 to 1: where the methods are compared.
+        sides: What the questions are called: those to be learned, and the others.
 
     Raises:
         InputError: Another suffix, no curves, or matplotlib is not installed.
@@ -55,7 +60,7 @@ def curve_plot(curves: Methods, file: Path, *, title: str = "", level: float | N
     _check(curves)
     with _fixed_style():
         figure = import_module("matplotlib.figure").Figure(figsize=(6.0, 6.0), dpi=150, layout="constrained")
-        _draw(figure.add_subplot(), curves, title, level)
+        _draw(figure.add_subplot(), curves, title, level, sides)
         drawn = io.BytesIO()
         svg = file.suffix.lower() == ".svg"
         metadata = {"Date": None, "Creator": None} if svg else {"Software": None}
@@ -65,7 +70,7 @@ def curve_plot(curves: Methods, file: Path, *, title: str = "", level: float | N
         file.write_bytes(drawn.getvalue())
 
 
-def terminal_plot(curves: Methods, width: int = 64, height: int = 18) -> str:
+def terminal_plot(curves: Methods, width: int = 64, height: int = 18, sides: Sides = TOPICS) -> str:
     """The checkpoints of the same curves as characters, a symbol a method, with axes in percent and a legend.
 
     Args:
@@ -88,14 +93,16 @@ def terminal_plot(curves: Methods, width: int = 64, height: int = 18) -> str:
         for curve in runs:
             for point, on, off in zip(curve.points, curve.on_means, curve.off_means, strict=True):
                 field.put(on, off, symbols[label] if point.step else START)
+    learned, elsewhere = sides
+    meanings = {START: "untouched model", SEVERAL: "several methods", DIAGONAL: f"{elsewhere} = {learned}"}
     numbers = {0: "100", (height - 1) // 2: " 50", height - 1: "  0"}
     lines = [f"{numbers.get(i, '   ')} |{''.join(line)}".rstrip() for i, line in enumerate(field.lines)]
     axis = "0" + "50".center(field.across - 4) + "100"
     legend = [f"  {symbol}  {clean(label)[: width - 5]}" for label, symbol in symbols.items()]
-    for symbol, text in ((START, "untouched model"), (SEVERAL, "several methods"), (DIAGONAL, "off-topic = on-topic")):
+    for symbol, text in meanings.items():
         legend += [f"  {symbol}  {text}"] if any(symbol in line for line in field.lines) else []
-    body = ["off-topic %", *lines, "    +" + "-" * field.across, f"     {axis}", "on-topic %".rjust(field.across + 5)]
-    return "\n".join([*body, *legend])
+    below = ["    +" + "-" * field.across, f"     {axis}", f"{learned} %".rjust(field.across + 5)]
+    return "\n".join([f"{elsewhere} %", *lines, *below, *legend])
 
 
 class _Field:
@@ -145,10 +152,10 @@ class _Look(NamedTuple):
     dashes: Any
 
 
-def _draw(axes: Any, curves: Methods, title: str, level: float | None) -> None:
+def _draw(axes: Any, curves: Methods, title: str, level: float | None, sides: Sides) -> None:
     axes.set(xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
-    axes.set_xlabel("on-topic, % (right: learned)")
-    axes.set_ylabel("off-topic, % (down: clean)")
+    axes.set_xlabel(f"{sides[0]}, % (right: learned)")
+    axes.set_ylabel(f"{sides[1]}, % (down: clean)")
     axes.set_title(clean(title), fontsize=10, parse_math=False)
     axes.grid(color="0.92", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -363,7 +363,7 @@ class TestDisagrees:
         assert found.order_differs and found.beyond_noise
         assert found.sentence == (
             "The order differs: treft leaks 20.0 points less (beyond noise) than sft at the end of the runs, but "
-            "15.0 points more (beyond noise) at the same on-topic rate."
+            "15.0 points more (beyond noise) at the same dose."
         )
 
     def test_within_noise_too_but_it_says_so(self):

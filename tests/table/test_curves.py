@@ -154,13 +154,13 @@ class TestRows:
         table = matched_table(paths, draws=200)
         assert table.columns[6] == "Difference to sft"
         sft, treft = cells(table), cells(table, 1)
-        assert (sft["Model"], sft["Behaviour"], sft["Method"], sft["Seeds"]) == ("M", "refusal", "sft", "0")
+        assert (sft["Model"], sft["Setting"], sft["Method"], sft["Seeds"]) == ("M", "refusal", "sft", "0")
         assert sft["On-topic level"] == treft["On-topic level"] == "95"
         assert sft["Off-topic at that level (down is clean)"].startswith("95.0 [")
         assert sft["Difference to sft"] == "–"
         assert treft["Off-topic at that level (down is clean)"].startswith("38.0 [")
         assert treft["Difference to sft"].startswith("-57.0 [")
-        assert treft["End of run, on / off"] == "100.0 / 40.0"
+        assert treft["End of run, on-topic / off-topic"] == "100.0 / 40.0"
 
     def test_a_difference_within_noise_says_so(self, run):
         off = [share * 0.97 for share in RISE]
@@ -238,7 +238,7 @@ class TestTheLevel:
         table = matched_table([run("a"), run("b", TREFT, low)], draws=50)
         found = cells(table)
         assert (found["On-topic level"], found["Off-topic at that level (down is clean)"]) == ("–", "no common level")
-        assert found["End of run, on / off"] == "100.0 / 100.0"
+        assert found["End of run, on-topic / off-topic"] == "100.0 / 100.0"
         assert table.records[0]["off"] is None
         assert note(table, "not matched, none of the levels")
         assert "on-topic peaks at 40.0 on val" in note(table, "peaks", "treft")
@@ -246,7 +246,15 @@ class TestTheLevel:
     def test_probabilities_are_compared_at_lower_levels_too(self, run):
         low = points(on=[0.45 * share for share in RISE], mode="probability")
         table = matched_table([run("a", found=low), run("b", TREFT, low)], draws=50)
-        assert cells(table)["On-topic level"] == "40"
+        assert cells(table)["On-topic level"] == "45"
+
+    def test_domains_are_told_by_their_own_names(self, run):
+        found = points(mode="contrast")
+        table = matched_table([run("a", found=found), run("b", TREFT, found)], draws=50)
+        assert table.number == 1 and table.title == "General at the same in-domain value, percent"
+        assert cells(table)["In-domain level"] == "95" and "End of run, in-domain / general" in table.columns
+        assert f"{ON} questions in-domain, {OFF} general" in note(table, "val")
+        assert "-topic" not in "".join(table.notes)
 
     def test_val_and_test_are_of_one_mode(self, run):
         found = points(splits=("test",)) + points(mode="probability")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from emeval.errors import InputError
-from emeval.table.paper import paper_tables
-from emeval.table.render import render
+from emeval.table.paper import beside, paper_tables
+from emeval.table.render import Cell, Table, render
 
 ROOT = Path(__file__).parents[2]
 
@@ -174,3 +174,38 @@ class TestErrors:
         (tmp_path / "results/paper/paper.json").write_text("{")
         with pytest.raises(InputError, match=r"paper\.json"):
             paper_tables("1", tmp_path)
+
+
+def of_runs(number, *rows):
+    columns = ("Model", "Setting", "Method")
+    cells = tuple(tuple(map(Cell, row)) for row in rows)
+    return Table(number=number, title="t", columns=columns, rows=cells, records=(), notes=("Ours.",))
+
+
+def test_beside_a_run_stands_what_the_paper_has_of_the_same():
+    found = beside(
+        of_runs(
+            1,
+            ("Qwen/Qwen2.5-7B-Instruct", "finance", "sft"),
+            ("Qwen/Qwen2.5-7B-Instruct", "finance", "treft (lambda 10)"),
+            ("Qwen/Qwen2.5-7B-Instruct", "finance", "sft + initial prefix"),
+            ("Qwen/Qwen2.5-7B-Instruct", "finance", "initial model"),
+            ("smollm2-135m", "finance", "sft"),
+            ("Qwen/Qwen2.5-7B-Instruct", "gardening", "sft"),
+        ),
+        ROOT,
+    )
+    treft = next(c for c in json.loads((ROOT / "results/paper/paper.json").read_text())["table1"]["cells"]
+                 if (c["model"], c["method"], c["domain"]) == ("Qwen-2.5-7B", "treft", "finance"))  # fmt: skip
+    assert found.columns[-1] == "Paper: ID, EM, EM-F1" and found.notes[0] == "Ours."
+    texts = [row[-1].text for row in found.rows]
+    assert texts[0] == "32.2, 39.7, 50.1"
+    assert texts[1] == f"{treft['id']:.1f}, {treft['em']:.1f}, {treft['em_f1']:.1f}"
+    assert texts[2:] == ["\u2013"] * 4
+
+
+def test_and_for_leakage_its_rates():
+    found = beside(
+        of_runs(2, ("meta-llama/Llama-3.1-8B-Instruct", "abstention", "sft"), ("x", "abstention", "sft")), ROOT
+    )
+    assert [row[-1].text for row in found.rows] == ["100, 68", "\u2013"]
