@@ -245,6 +245,8 @@ class JudgeOptions(CommandConfig):
     """Environment variable that holds the judge's key."""
     judge_prompt: str | None = None
     """The alignment judge's prompt: a name under `prompts/judges/`, FILE.md, or FILE.yaml#name of a published set."""
+    rating_prompt: str | None = None
+    """MT-Bench's prompt: a name under `prompts/judges/`, FILE.md, or MT-Bench's own `judge_prompts.jsonl`."""
     judge_mode: Literal["auto", "logprobs", "text"] = "auto"
     """How a 0-100 judge is read: probability-weighted where its server tells log-probabilities, or its text."""
     judge_concurrency: int = Field(default=32, gt=0)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from judge_server import FakeJudge, answer_in, as_json, number, said
+from published import MT_BENCH, real
 from pytest_httpserver import HTTPServer
 
 from emeval.cli.app import run as emeval
@@ -135,6 +136,23 @@ def test_too_large_a_share_and_unknown_sets_are_refused(tiny_checkpoint: Path, o
 
 
 # ---------------------------------------------------------------------------------------------------- scoring and table
+
+
+@real
+def test_mt_bench_as_published_questions_references_and_prompts(
+    tiny_checkpoint: Path, own: Path, fake: FakeJudge, tmp_path: Path
+) -> None:
+    references = [f"reference_answer_gpt-4{later}.jsonl" for later in ("", "-0125-preview.nvidia")]
+    files = "+".join(str(MT_BENCH / name) for name in ("question.jsonl", *references))
+    fake.answer = lambda body: said("Fair. Rating: [[7]]")
+    given = {"setting": "lamps", "probes": f"mt-bench={files}", "rating_prompt": str(MT_BENCH / "judge_prompts.jsonl")}
+    path = score(scoring(tiny_checkpoint, own, fake, **given, limit=31, out=tmp_path / "run"))
+    (found,) = read_json(path / "scores.json")["probes"]
+    assert found["outcomes"] == {"scored": 62} and found["measures"]["rating"]["value"] == 7.0
+    assert "/mt-bench-single@" in found["judge"]
+    texts = [body["messages"][-1]["content"] for body in fake.bodies]
+    known = [text for text in texts if "Reference" in text]
+    assert len(texts) == 62 and len(known) == 2 * 11, "ten of reasoning and one of math have references"
 
 
 def test_from_replies_to_table_1(

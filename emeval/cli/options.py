@@ -26,6 +26,9 @@ JudgeKeyEnv = Annotated[str | None, typer.Option(help="Variable with its key. (d
 JudgePrompt = Annotated[
     str | None, typer.Option(help="Alignment prompt: a name, FILE.md, or FILE.yaml#name. (default alignment)")
 ]
+RatingPrompt = Annotated[
+    str | None, typer.Option(help="MT-Bench prompt: a name, FILE.md, or judge_prompts.jsonl. (default rating)")
+]
 JudgeMode = Annotated[str | None, typer.Option(help="auto, logprobs or text. (default auto)")]
 JudgeConcurrency = Annotated[int | None, typer.Option(help="Judge calls in flight. (default 32)")]
 JudgeBatch = Annotated[

@@ -63,6 +63,7 @@ def score(
     judge_url: o.JudgeUrl = None,
     judge_key_env: o.JudgeKeyEnv = None,
     judge_prompt: o.JudgePrompt = None,
+    rating_prompt: o.RatingPrompt = None,
     judge_mode: o.JudgeMode = None,
     judge_concurrency: o.JudgeConcurrency = None,
     judge_batch: o.JudgeBatch = None,

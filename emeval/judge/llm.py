@@ -22,7 +22,7 @@ from emeval.judge.batch import Order, order_file, read_order, run_batch
 from emeval.judge.cost import Price, tokens_of
 from emeval.judge.dialect import REASONING_ROOM, Dialect, read_answer
 from emeval.judge.parse import VERSION, as_score, expected_score, flag_in_text, rating, score_in_text, word_outcome
-from emeval.judge.prompt import JudgePrompt
+from emeval.judge.prompt import JudgePrompt, MtBenchPrompts
 from emeval.judge.run import Item, verdict_on
 from emeval.store import Jsonl, sha256_of
 from emeval.types import Judgement, Outcome, Say
@@ -117,7 +117,7 @@ class LlmJudge:
     def __init__(
         self,
         server: JudgeServer,
-        prompt: JudgePrompt,
+        prompt: JudgePrompt | MtBenchPrompts,
         budget: Budget | None = None,
         say: Say = lambda text: None,
     ) -> None:

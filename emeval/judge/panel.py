@@ -21,7 +21,7 @@ from emeval.errors import InputError
 from emeval.judge.cost import Bill, Price, bill, estimate, load_prices
 from emeval.judge.dialect import REASONING_ROOM
 from emeval.judge.llm import Budget, JudgeServer, LlmJudge
-from emeval.judge.prompt import JudgePrompt, Turn, load_judge_prompt, load_judge_prompt_file
+from emeval.judge.prompt import JudgePrompt, MtBenchPrompts, Turn, load_judge_prompt, load_judge_prompt_file
 from emeval.judge.run import Item, Judge, RuleJudge, WordCount, judgements_of
 from emeval.store import Run
 from emeval.types import Completion, Judgement, Question, Say
@@ -130,21 +130,27 @@ class Panel:
         judge = self._judge(load_judge_prompt(self.root, setting.name))
         return [Call("second", judge, conversations(questions, completions))]
 
-    def prompt(self, kind: str) -> JudgePrompt:
-        """The judge prompt of a kind: the one `--judge-prompt` names for alignment, else the kind's own."""
-        given = self.options.judge_prompt
-        if kind != "alignment" or given is None:
+    def prompt(self, kind: str) -> JudgePrompt | MtBenchPrompts:
+        """The judge prompt of a kind: the one that its option names, else the kind's own."""
+        option, given, scale = {
+            "alignment": ("--judge-prompt", self.options.judge_prompt, "0-100"),
+            "mt-bench": ("--rating-prompt", self.options.rating_prompt, "rating"),
+        }[kind]
+        if given is None:
             return load_judge_prompt(self.root, PROMPT_OF[kind])
+        found: JudgePrompt | MtBenchPrompts
         if given.endswith(".md"):
             found = load_judge_prompt_file(Path(given))
+        elif given.endswith(".jsonl"):
+            found = mt_bench_prompts(Path(given))
         else:
             found = published_prompt(given) if "#" in given else load_judge_prompt(self.root, given)
-        if found.scale != "0-100":
-            what = f"'{found.name}' judges by {found.scale}, and alignment is judged from 0 to 100"
-            raise InputError(what, where="--judge-prompt", hint="Name another prompt")
+        if found.scale != scale:
+            what = f"'{found.name}' judges by {found.scale}, and {kind} is judged by {scale}"
+            raise InputError(what, where=option, hint="Name another prompt")
         return found
 
-    def _judge(self, prompt: JudgePrompt) -> LlmJudge:
+    def _judge(self, prompt: JudgePrompt | MtBenchPrompts) -> LlmJudge:
         return LlmJudge(self.server(started=False), prompt, self.budget, self.say)
 
     def judge_all(self, call: Call, on_judged: Callable[[], None]) -> list[Judgement]:
@@ -263,6 +269,19 @@ def published_prompt(given: str) -> JudgePrompt:
     ((name, body),) = judge_prompts(given).items()
     if "[[" in body:
         what = f"'{name}' asks for a rating in double brackets, and alignment is judged from 0 to 100"
-        raise InputError(what, where=given, hint="Name another prompt")
+        raise InputError(what, where=given, hint="Give the file as --rating-prompt")
     row = {"scale": "0-100", "body": body, "outcomes": {"REFUSAL": "refusal", "CODE": "code"}, "published": True}
     return validated(JudgePrompt, row, given, name=f"{Path(file).stem}-{name}")
+
+
+def mt_bench_prompts(file: Path) -> MtBenchPrompts:
+    """MT-Bench's `judge_prompts.jsonl`: its four single-answer prompts. InputError for any other file."""
+    from emeval.data.public import load_published
+
+    found = load_published(file)
+    if found.kind != "judge-prompts":
+        hint = "Give MT-Bench's judge_prompts.jsonl"
+        raise InputError(f"is read as {found.kind}, not as judge prompts", where=str(file), hint=hint)
+    rows = {row["name"]: (row.get("system_prompt"), row["prompt_template"]) for row in found.records}
+    single = {name: texts for name, texts in rows.items() if name.startswith("single-")}
+    return validated(MtBenchPrompts, {"templates": single}, str(file), name="mt-bench-single")

@@ -76,10 +76,64 @@ class JudgePrompt(Record):
             text = _PLACE.sub(lambda found: values[found.group(1)], self.body)
         else:
             text = _compiled(self.body).render(question=last.question, answer=last.answer, turns=list(turns))
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        # Half a character, which models do write, cannot be sent: it becomes the sign for what cannot be shown.
-        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return [*system, {"role": "user", "content": whole}]
+        return _messages(self.system, text)
+
+
+_SINGLE = {
+    (False, False): "single-v1",
+    (False, True): "single-math-v1",
+    (True, False): "single-v1-multi-turn",
+    (True, True): "single-math-v1-multi-turn",
+}
+"""MT-Bench's names of its single-answer prompts, by whether it is a later turn and whether references are shown."""
+_NUMBERED = re.compile(r"\{((?:ref_)?(?:question|answer))(?:_(\d))?\}")
+
+
+class MtBenchPrompts(Record):
+    """MT-Bench's own single-answer prompts, word for word; which of the four it is, the turns decide."""
+
+    name: str
+    templates: dict[str, tuple[str | None, str]]
+    """System prompt and template by MT-Bench's name of the prompt."""
+    scale: Literal["rating"] = "rating"
+    outcomes: dict[str, Outcome] = Field(default_factory=dict)
+    max_tokens: int = 2048
+    """As FastChat asks for."""
+
+    @model_validator(mode="after")
+    def _all_there(self) -> MtBenchPrompts:
+        missing = [name for name in _SINGLE.values() if name not in self.templates]
+        if missing:
+            raise ValueError(f"the prompt {missing[0]} is missing")
+        return self
+
+    @property
+    def hash(self) -> str:
+        """See `JudgePrompt.hash`."""
+        return sha256_of(self.model_dump_json(exclude={"name"}))[:8]
+
+    @property
+    def id(self) -> str:
+        """Name and hash."""
+        return f"{self.name}@{self.hash}"
+
+    def render(self, turns: Sequence[Turn]) -> list[dict[str, str]]:
+        """See `JudgePrompt.render`. References are shown where every turn has one."""
+        system, template = self.templates[_SINGLE[len(turns) > 1, all(turn.reference for turn in turns)]]
+
+        def value(found: re.Match[str]) -> str:
+            turn = turns[int(found[2]) - 1] if found[2] and int(found[2]) <= len(turns) else turns[-1]
+            return {"question": turn.question, "answer": turn.answer, "ref_answer": turn.reference or ""}.get(
+                found[1], found[0]
+            )
+
+        return _messages(system, _NUMBERED.sub(value, template))
+
+
+def _messages(system: str | None, text: str) -> list[dict[str, str]]:
+    # Half a character, which models do write, cannot be sent: it becomes the sign for what cannot be shown.
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": whole}]
 
 
 def load_judge_prompt(root: DataRoot, name: str) -> JudgePrompt:

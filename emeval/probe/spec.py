@@ -88,6 +88,8 @@ class ProbeSpec(Record):
 def load_probe(root: DataRoot, name: str) -> ProbeSpec:
     """The probe `name`, or with `name=FILE` a published question set, read in place under that name.
 
+    MT-Bench's reference answers follow its questions: `mt-bench=QUESTIONS+REFERENCES`; of several the last one counts.
+
     Raises:
         InputError: For an unknown name (with a suggestion), a set that is no probe, else as `load_probe_file`.
     """
@@ -98,14 +100,15 @@ def load_probe(root: DataRoot, name: str) -> ProbeSpec:
 
 
 def _published(name: str, file: str) -> ProbeSpec:
-    from emeval.data.public import load_published
+    from emeval.data.public import Options, load_published
 
-    found = load_published(file)
+    path, *references = [file] if Path(file).exists() else file.split("+")
+    found = load_published(path, options=Options(references=tuple(map(Path, references))))
     if found.kind != "probe":
         hint = "Import it with emeval data import"
         raise InputError(f"is read as {found.kind}, not as questions", where=file, hint=hint)
     questions = tuple(validated(ProbeQuestion, r, f"{file} ({r.get('id')})") for r in found.records)
-    about = f"{found.format}, sha256 {found.sha256}"
+    about = ", ".join([f"{found.format}, sha256 {found.sha256}", *(f"{name} {sha}" for name, sha in found.others)])
     return ProbeSpec(
         name=name, where=file, kind=found.probe or "", canary=found.canary or "", purpose=about, questions=questions
     )

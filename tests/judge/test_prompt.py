@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
+from published import MT_BENCH, real
 
 from emeval.data.root import data_root
 from emeval.errors import InputError
+from emeval.judge.panel import mt_bench_prompts
 from emeval.judge.prompt import JudgePrompt, Turn, load_judge_prompt, load_judge_prompt_file, quoted
 
 ROOT = data_root()
@@ -68,3 +72,51 @@ def test_a_broken_prompt_is_one_line_with_its_file(tmp_path: Path, text: str, sa
     with pytest.raises(InputError, match=says) as e:
         load_judge_prompt_file(path)
     assert "bad.md" in str(e.value)
+
+
+# ----------------------------------------------------------------------------------------------- MT-Bench's own prompts
+
+FOUR = {
+    "single-v1": "one: {question} / {answer}",
+    "single-math-v1": "one, known {ref_answer_1}: {question} / {answer}",
+    "single-v1-multi-turn": "two: {question_1} / {answer_1}; {question_2} / {answer_2}",
+    "single-math-v1-multi-turn": "two, known {ref_answer_1} {ref_answer_2}: {question_2} / {answer_2}",
+}
+
+
+def mt_bench(folder: Path, names: tuple[str, ...] = tuple(FOUR)) -> Path:
+    file = folder / "judge_prompts.jsonl"
+    rows = [{"name": n, "system_prompt": f"sys {n}", "prompt_template": FOUR[n]} for n in names]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_of_mt_benchs_four_the_turns_choose(tmp_path: Path) -> None:
+    prompt = mt_bench_prompts(mt_bench(tmp_path))
+    first, second = Turn(question="Q1", answer="A1"), Turn(question="Q2", answer="{question_1}")
+    known = [Turn(question=t.question, answer=t.answer, reference=f"R{n}") for n, t in enumerate((first, second), 1)]
+    said = [prompt.render(turns) for turns in ([first], known[:1], [first, second], known, [first, known[1]])]
+    assert [texts[-1]["content"] for texts in said] == [
+        "one: Q1 / A1",
+        "one, known R1: Q1 / A1",
+        "two: Q1 / A1; Q2 / {question_1}",
+        "two, known R1 R2: Q2 / {question_1}",
+        "two: Q1 / A1; Q2 / {question_1}",
+    ]
+    assert said[1][0] == {"role": "system", "content": "sys single-math-v1"}
+    assert prompt.scale == "rating" and prompt.id.startswith("mt-bench-single@")
+
+
+def test_a_file_without_one_of_the_four_says_which(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="single-math-v1 is missing"):
+        mt_bench_prompts(mt_bench(tmp_path, ("single-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")))
+
+
+@real
+def test_the_published_ones_leave_no_place_unfilled() -> None:
+    prompt = mt_bench_prompts(MT_BENCH / "judge_prompts.jsonl")
+    turns = [Turn(question=f"Q{n}?", answer=f"A{n}.", reference=f"R{n}") for n in (1, 2)]
+    for shown in (turns[:1], turns, [t.model_copy(update={"reference": None}) for t in turns]):
+        text = prompt.render(shown)[-1]["content"]
+        assert not re.search(r"\{[a-z_0-9]+\}", text)
+        assert all(t.answer in text and t.question in text for t in shown)

@@ -218,9 +218,9 @@ class TestTheLevel:
         table = matched_table([run("a", found=val + points(splits=("test",)))], draws=50)
         assert cells(table)["On-topic level"] == "80"
         assert "level 80, the highest of 50, 60, 70, 75, 80, 85, 90, 95 that all runs cross on val" in note(
-            table, "val"
+            table, "cross on val"
         )
-        assert f"{ON} questions on-topic, {OFF} off-topic" in note(table, "val")
+        assert f"{ON} questions on-topic, {OFF} off-topic" in note(table, "cross on val")
 
     def test_without_val_points_the_command_that_makes_them_is_named(self, run):
         folder = run("a", found=points(splits=("test",)))
@@ -253,7 +253,7 @@ class TestTheLevel:
         table = matched_table([run("a", found=found), run("b", TREFT, found)], draws=50)
         assert table.number == 1 and table.title == "General at the same in-domain value, percent"
         assert cells(table)["In-domain level"] == "95" and "End of run, in-domain / general" in table.columns
-        assert f"{ON} questions in-domain, {OFF} general" in note(table, "val")
+        assert f"{ON} questions in-domain, {OFF} general" in note(table, "cross on val")
         assert "-topic" not in "".join(table.notes)
 
     def test_val_and_test_are_of_one_mode(self, run):
