@@ -209,9 +209,8 @@ def scoring_section(options: argparse.Namespace) -> Iterator[str]:
         "## Scoring\n\nTokens a second of `emeval score` (refusal, on-topic and off-topic, first "
         f"{options.questions} questions each, greedy) over those of a hand-written loop on the same token ids: "
         "`model.generate` on the same batches, and a gather over `AsyncOpenAI` at the same vLLM server, "
-        f"{CONCURRENCY} requests in flight. emeval asks one probe after the other, the gather both at once. Loading "
-        "and server start are in neither. 'All' counts against emeval what it does besides asking: checking, "
-        "rendering, hashing weights, judging, writing."
+        f"{CONCURRENCY} requests in flight. Loading and server start are in neither. 'All' counts against emeval what "
+        "it does besides asking: checking, rendering, hashing weights, judging, writing."
     )
     head = ["engine", "asking, emeval / bare (range)", "all, emeval / bare (range)"]
     yield table([*head, "tokens/s, emeval / bare", "seconds, asking + besides", "same replies"], rows)

@@ -24,6 +24,7 @@ from emeval.config import ScoreConfig
 from emeval.engine.choose import Opening, open_engine, vllm_python
 from emeval.engine.transformers import TransformersEngine
 from emeval.engine.vllm import VllmEngine
+from emeval.probe import session
 from emeval.probe.plan import ScorePlan, plan_scoring
 from emeval.probe.run import Ask
 from emeval.store import Jsonl, Run
@@ -94,7 +95,7 @@ def against_transformers(rounds: int, questions: int) -> Versus:
 
         with (
             # Loading is not what is compared: the pipeline gets the loaded engine, and does not close it.
-            mock.patch.object(pipeline, "open_engine", lambda *_: engine),
+            mock.patch.object(session, "open_engine", lambda *_: engine),
             mock.patch.object(engine, "close", lambda: None),
         ):
             return _take_turns("transformers", rounds, _emeval(config, plan, Path(folder)), bare)
