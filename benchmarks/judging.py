@@ -155,7 +155,7 @@ def inspect_arm(url: str, asked: list[Any]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         (log,) = eval(Task(dataset=samples), model=model, log_dir=folder, display="none",
                       max_connections=AT_ONCE, max_samples=AT_ONCE)  # fmt: skip
-    return len(log.samples or [])
+        return len(log.samples or [])
 
 
 def main() -> None:
