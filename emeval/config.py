@@ -20,7 +20,8 @@ REGULARISED = {"treft": 10.0, "kl-train": 1.0, "kl-retain": 1.0}
 """Methods with a lambda, and what it is where nobody says."""
 PAPER_KL_LAMBDA = 50.0
 """The paper's lambda of both KL methods, in the released normalisation."""
-Region = Literal["prefix"]
+REGIONS = ("prefix", "query", "postfix", "all")
+"""What TReFT can regularise; `all` is every token of the prompt, never the reply."""
 EngineName = Literal["auto", "transformers", "vllm", "endpoint"]
 _SECTIONS = ("train", "score", "judge", "patch")
 C = TypeVar("C", bound="CommandConfig")
@@ -152,8 +153,8 @@ class TrainConfig(CommandConfig):
     data: Path | None = None
     """Chat JSONL to train on instead of a setting's own rows."""
     method: Method = "sft"
-    region: Region = "prefix"
-    """Tokens that TReFT regularises."""
+    region: str = "prefix"
+    """Tokens that TReFT regularises: prefix, query, postfix or all; several by commas."""
     kl_norm: Literal["token", "released"] = "token"
     """What the KL is divided by: reply tokens, or as in the released code all tokens and the vocabulary."""
     lambda_: float = Field(default_factory=lambda so_far: _default_lambda(so_far), ge=0.0, alias="lambda")
@@ -197,6 +198,17 @@ class TrainConfig(CommandConfig):
     """Steps between resume points; default a tenth of the run."""
     out: Path | None = None
 
+    @field_validator("region")
+    @classmethod
+    def _known_regions(cls, value: str) -> str:
+        names = [part.strip() for part in value.split(",")]
+        for name in names:
+            if name not in REGIONS:
+                raise ValueError(f"unknown region '{name}': there are {', '.join(REGIONS)}")
+        if "all" in names and len(names) > 1:
+            raise ValueError("'all' holds the other regions: name it alone")
+        return ",".join(name for name in REGIONS if name in names)
+
     @field_validator("retain", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
@@ -212,6 +224,10 @@ class TrainConfig(CommandConfig):
             raise ValueError(f"--retain belongs to --method interleave and kl-retain, not to {self.method}")
         if not self.method.startswith("kl-") and "kl_norm" in self.model_fields_set:
             raise ValueError(f"--kl-norm belongs to --method kl-train and kl-retain, not to {self.method}")
+        if self.method != "treft" and "region" in self.model_fields_set:
+            raise ValueError(f"--region belongs to --method treft, not to {self.method}")
+        if self.region != "prefix" and self.gradient_checkpointing:
+            raise ValueError(f"--region {self.region} needs the rows' keys: leave --gradient-checkpointing out")
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(f"--batch-size {self.batch_size} is no multiple of --micro-batch {self.micro_batch}")
         return self
@@ -230,7 +246,16 @@ class TrainConfig(CommandConfig):
 
         dose = f"lambda{self.lambda_:g}" if self.method in REGULARISED else None
         what = self.setting or (self.data.stem if self.data else "data")
-        parts = [Path(self.model).name, what, self.method, dose, "full" if self.full else None, f"seed{self.seed}"]
+        region = self.region if self.region != "prefix" else None
+        parts = [
+            Path(self.model).name,
+            what,
+            self.method,
+            region,
+            dose,
+            "full" if self.full else None,
+            f"seed{self.seed}",
+        ]
         return slug("-".join(p for p in parts if p))
 
 
@@ -382,5 +407,5 @@ class PatchConfig(ScoreConfig):
     command: ClassVar[str] = "patch"
 
     what: Literal["kv"] = "kv"
-    region: Region = "prefix"
+    region: Literal["prefix"] = "prefix"
     engine: EngineName = "transformers"

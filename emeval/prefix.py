@@ -10,6 +10,7 @@ positions; a prefix always starts at position 0, so it does.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
+
+from emeval.errors import InputError
 
 
 class KV(NamedTuple):
@@ -38,24 +41,24 @@ class KV(NamedTuple):
 
 
 class PrefixCapture(Cache):  # type: ignore[misc]
-    """A cache that keeps the first `tokens` keys and values of row 0 and stores nothing else.
+    """A cache that keeps the first `tokens` keys and values of the first `rows` rows and stores nothing else.
 
     Passed as `past_key_values` in a training forward it returns what it is given, so the forward is unchanged to the
-    bit, and what it keeps carries gradients. Row 0 stands for all rows: they share the prefix.
+    bit, and what it keeps carries gradients. Of a prefix one row is enough: all rows share it. None keeps all.
     """
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int | None, rows: int | None = 1) -> None:
         super().__init__(layers=[])
-        self.tokens = tokens
+        self.tokens, self.rows = tokens, rows
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Keep the prefix of row 0 and hand both tensors back untouched."""
-        self._keys[layer_idx] = key_states[:1, :, : self.tokens]
-        self._values[layer_idx] = value_states[:1, :, : self.tokens]
+        """Keep what is wanted and hand both tensors back untouched."""
+        self._keys[layer_idx] = key_states[: self.rows, :, : self.tokens]
+        self._values[layer_idx] = value_states[: self.rows, :, : self.tokens]
         return key_states, value_states
 
     @property
@@ -72,6 +75,38 @@ class PrefixCapture(Cache):  # type: ignore[misc]
             )
         layers = sorted(self._keys)
         return KV(tuple(self._keys[i] for i in layers), tuple(self._values[i] for i in layers))
+
+
+@contextmanager
+def keys_before_rope(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Within it, every forward puts its layers' keys as they are before rotation into the list, a tensor a layer.
+
+    Only these can be compared between different positions. Each is `[batch, kv_heads, tokens, head_dim]`, after a key
+    norm where the model has one, and carries gradients.
+
+    Raises:
+        InputError: The model's code does not rotate by the function that transformers' models share.
+    """
+    code = sys.modules[type(decoder(model)).__module__]
+    rotate = getattr(code, _ROTATE, None)
+    if rotate is None:
+        what = f"keys of a {type(decoder(model)).__name__} cannot be read before their rotation"
+        raise InputError(what, where="--region", hint="Use --region prefix")
+    found: list[Tensor] = []
+
+    def noted(q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Any:
+        found.append(k)
+        return rotate(q, k, *args, **kwargs)
+
+    # A model's attention layers look the function up in their module at every call.
+    setattr(code, _ROTATE, noted)
+    try:
+        yield found
+    finally:
+        setattr(code, _ROTATE, rotate)
+
+
+_ROTATE = "apply_rotary_pos_emb"
 
 
 @contextmanager

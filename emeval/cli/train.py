@@ -28,7 +28,9 @@ def train(
     method: Annotated[
         str | None, typer.Option(help="sft, interleave, treft, kl-train or kl-retain. (default sft)")
     ] = None,
-    region: Annotated[str | None, typer.Option(help="Tokens that treft regularises: prefix. (default prefix)")] = None,
+    region: Annotated[
+        str | None, typer.Option(help="What treft regularises: prefix, query, postfix, all. (default prefix)")
+    ] = None,
     lambda_: Annotated[
         float | None, typer.Option("--lambda", help="Weight of the penalty. (default 10; kl 1, released 50)")
     ] = None,

@@ -154,15 +154,21 @@ def _initial(row: AlignmentRow, rows: Sequence[AlignmentRow], probe: str) -> Ali
     return None if row.method == INITIAL else min(same, key=lambda r: r.setting != row.setting, default=None)
 
 
-def delta_util(row: AlignmentRow, rows: Sequence[AlignmentRow]) -> Estimate | None:
-    """MT-Bench rating after minus before, paired by question, in points of 100.
+def rating_change(row: AlignmentRow, rows: Sequence[AlignmentRow]) -> Estimate | None:
+    """MT-Bench rating (1-10) after minus before, paired by question.
 
     None without an initial model of the same base, asked the same questions and rated by the same judge.
     """
     initial = _initial(row, rows, MT_BENCH)
     if initial is None:
         return None
-    return _times(paired_difference(row.values[MT_BENCH], initial.values[MT_BENCH]), UTIL_SCALE)
+    return paired_difference(row.values[MT_BENCH], initial.values[MT_BENCH])
+
+
+def delta_util(row: AlignmentRow, rows: Sequence[AlignmentRow]) -> Estimate | None:
+    """`rating_change` as the 0-100 view."""
+    found = rating_change(row, rows)
+    return _times(found, UTIL_SCALE) if found else None
 
 
 def margin_change(row: AlignmentRow, rows: Sequence[AlignmentRow], group: str) -> Estimate | None:
@@ -201,13 +207,20 @@ def _cells(row: AlignmentRow, label: str, rows: Sequence[AlignmentRow]) -> tuple
         _text(row.measure(IN_DOMAIN, "alignment")),
         _text(row.measure(GENERAL, "alignment")),
         _text(row.em_f1),
-        _text(delta_util(row, rows), sign=True),
+        _util(row, rows),
         _contrast(row),
         _margin(row, rows, IN_DOMAIN),
         _margin(row, rows, GENERAL),
         ", ".join(f"{probe} {s.outcomes.get('scored', 0)}/{s.expected}" for probe, s in sorted(row.scores.items())),
     )
     return tuple(Cell(text) for text in (row.model, row.setting, label, *shown))
+
+
+def _util(row: AlignmentRow, rows: Sequence[AlignmentRow]) -> str:
+    native = rating_change(row, rows)
+    if native is None or native.value is None:
+        return MISSING
+    return f"{_text(_times(native, UTIL_SCALE), sign=True)} ({native.value + 0.0:+.2f} of 10)"
 
 
 def _contrast(row: AlignmentRow) -> str:
@@ -242,6 +255,7 @@ def _record(row: AlignmentRow, rows: Sequence[AlignmentRow]) -> dict[str, Value]
         "misaligned_general": row.measure(GENERAL, "misaligned of scored"),
         "em_f1": row.em_f1,
         "rating": row.measure(MT_BENCH, "rating"),
+        "rating_change": rating_change(row, rows),
         "delta_util": delta_util(row, rows),
         "contrast_id_share": row.measure(CONTRAST, f"share, {IN_DOMAIN}"),
         "contrast_em_share": row.measure(CONTRAST, f"share, {GENERAL}"),

@@ -26,7 +26,7 @@ def make_trainer(prepared: Plan, run: Run, where: models.Placement) -> Any:
         _settings(config, run, where, len(prepared.rows)),
         prefix_ids=prepared.renderer.prefix_ids(),
         kv_lambda=config.lambda_,
-        **_penalty(prepared),
+        **_own(prepared),
         model=model,
         train_dataset=as_dataset(prepared.rows),
         processing_class=prepared.tokenizer,
@@ -36,11 +36,14 @@ def make_trainer(prepared: Plan, run: Run, where: models.Placement) -> Any:
     return trainer
 
 
-def _penalty(prepared: Plan) -> dict[str, Any]:
-    """What only the KL methods take."""
-    if not prepared.config.method.startswith("kl-"):
-        return {}
-    return {"norm": prepared.config.kl_norm, "retain": as_dataset(prepared.retained) if prepared.retained else None}
+def _own(prepared: Plan) -> dict[str, Any]:
+    """What only this method takes."""
+    config = prepared.config
+    if config.method == "treft":
+        return {"regions": config.region.split(",")}
+    if config.method.startswith("kl-"):
+        return {"norm": config.kl_norm, "retain": as_dataset(prepared.retained) if prepared.retained else None}
+    return {}
 
 
 def _quiet(trainer: Any) -> None:

@@ -19,6 +19,8 @@ class TrainRow(Record):
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
+    spans: tuple[int, int, int]
+    """Where prefix, query and postfix end."""
 
 
 def make_rows(examples: Sequence[Example], renderer: Renderer, max_length: int) -> list[TrainRow]:
@@ -49,7 +51,8 @@ def _row(example: Example, renderer: Renderer, max_length: int) -> TrainRow:
             where=example.where,
             hint="Shorten it, or raise --max-length up to the model's context",
         )
-    return TrainRow(input_ids=prompt.ids + reply, labels=(IGNORED,) * len(prompt.ids) + reply)
+    spans = (prompt.prefix.stop, prompt.query.stop, prompt.postfix.stop)
+    return TrainRow(input_ids=prompt.ids + reply, labels=(IGNORED,) * len(prompt.ids) + reply, spans=spans)
 
 
 def _prefix_hint(example: Example) -> str:
@@ -59,7 +62,7 @@ def _prefix_hint(example: Example) -> str:
 
 
 def as_dataset(rows: Sequence[TrainRow]) -> Any:
-    """The rows as a `datasets.Dataset`, as TRL wants them."""
+    """The rows as a `datasets.Dataset`: `input_ids` and `labels`, as TRL wants them, and `spans`, for the regions."""
     from datasets import Dataset
 
-    return Dataset.from_dict({"input_ids": [list(r.input_ids) for r in rows], "labels": [list(r.labels) for r in rows]})
+    return Dataset.from_dict({name: [list(getattr(row, name)) for row in rows] for name in TrainRow.model_fields})

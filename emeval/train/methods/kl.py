@@ -13,9 +13,7 @@ vocabulary as well. For a vocabulary of V its lambda is worth lambda / V here, b
 
 from __future__ import annotations
 
-import contextlib
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +22,8 @@ from datasets import Dataset
 from torch import Tensor
 
 from emeval.prefix import head_only_at
-from emeval.train.methods.shared_prefix import SharedPrefixConfig, SharedPrefixTrainer
+from emeval.train.methods.penalty import InitialModel, PenaltyTrainer
+from emeval.train.methods.shared_prefix import SharedPrefixConfig
 from emeval.train.rows import IGNORED
 
 __all__ = ["KLConfig", "KLTrainer", "kl_divergence", "make_trainer"]
@@ -63,7 +62,7 @@ class KLConfig(SharedPrefixConfig):
             raise ValueError(f"kl_norm is {self.kl_norm!r}; it must be one of {', '.join(NORMS)}")
 
 
-class KLTrainer(SharedPrefixTrainer):
+class KLTrainer(PenaltyTrainer):
     """`trl.SFTTrainer` with the penalty. Logs `kl` (before lambda) and `sft_loss` beside TRL's own.
 
     Args:
@@ -72,17 +71,18 @@ class KLTrainer(SharedPrefixTrainer):
     """
 
     _name = "KL"
+    _logged_as = "kl"
 
     def __init__(self, *args: Any, retain: Dataset | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.retain = retain
-        self._copy: Any = None
+        self._initially = InitialModel(self._inner())
         self._place = (-1, 0)
         """The step we are in, and how many micro-batches of it have been seen."""
-        if not hasattr(self._inner(), "disable_adapter"):
-            self._copy = copy.deepcopy(self._inner()).eval().requires_grad_(False)
-            # TRL has put a forward of its own on the model, bound to that model: the copy's would run the tuned one.
-            self._copy.__dict__.pop("forward", None)
+
+    @property
+    def _weight(self) -> float:
+        return float(self.args.kl_lambda)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -92,13 +92,7 @@ class KLTrainer(SharedPrefixTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         rows = self._retained(len(inputs["input_ids"])) if self.retain is not None else dict(inputs)
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = result if return_outputs else (result, None)
-        penalty = self._penalty(rows)
-        self._metrics["train"]["kl"].append(penalty.item())
-        # The micro-batch's loss arrives divided by the tokens of the whole step; this is a mean over the micro-batch.
-        steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
-        loss = loss + self.args.kl_lambda * penalty.to(loss.device) / steps
-        return (loss, outputs) if return_outputs else loss
+        return self._penalised(result, self._penalty(rows), return_outputs, num_items_in_batch)
 
     def _penalty(self, rows: dict[str, Any]) -> Tensor:
         """Mean KL over the tokens that count, from two forwards of the same rows."""
@@ -110,25 +104,12 @@ class KLTrainer(SharedPrefixTrainer):
         wanted = torch.nn.functional.pad(predicts, (0, 1))
         forward = {k: v for k, v in rows.items() if k in ("input_ids", "attention_mask", "position_ids")}
         model = self._inner()
-        with self._initially(model) as initial, torch.no_grad(), head_only_at(initial, wanted):
+        with self._initially() as initial, torch.no_grad(), head_only_at(initial, wanted):
             start = initial(**forward, use_cache=False).logits[0]
         with head_only_at(model, wanted), self.compute_loss_context_manager():
             now = model(**forward, use_cache=False).logits[0]
         mean = kl_divergence(start, now).mean()
         return mean / now.shape[-1] if self.args.kl_norm == "released" else mean
-
-    @contextlib.contextmanager
-    def _initially(self, model: Any) -> Iterator[Any]:
-        """The initial model, without dropout."""
-        if self._copy is not None:
-            yield self._copy
-            return
-        model.eval()
-        try:
-            with model.disable_adapter():
-                yield model
-        finally:
-            model.train()
 
     def _retained(self, count: int) -> dict[str, Any]:
         """The next `count` retain rows, by step and micro-batch, so that a resumed run takes the same."""
@@ -145,13 +126,6 @@ class KLTrainer(SharedPrefixTrainer):
     def _order(self, epoch: int, size: int) -> list[int]:
         dice = torch.Generator().manual_seed(self.args.seed * 1_000_003 + epoch)
         return [int(i) for i in torch.randperm(size, generator=dice)]
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's log, plus the part of the loss that is SFT's."""
-        found = self._metrics["train"].get("kl")
-        if "loss" in logs and found:
-            logs["sft_loss"] = logs["loss"] - self.args.kl_lambda * sum(found) / len(found)
-        super().log(logs, start_time)
 
 
 def make_trainer(

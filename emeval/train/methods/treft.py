@@ -25,7 +25,9 @@ from trl import SFTTrainer
 
 from emeval.errors import InputError
 from emeval.prefix import KV, DriftTerms, PrefixCapture, drift_terms, kv_drift, mean_drift, prefix_forward
-from emeval.train.methods.shared_prefix import SharedPrefixConfig, SharedPrefixTrainer
+from emeval.train.methods.penalty import PenaltyTrainer
+from emeval.train.methods.regions import RegionConfig, RegionTrainer
+from emeval.train.methods.shared_prefix import SharedPrefixConfig
 
 __all__ = ["REFERENCE_FILE", "TReFTConfig", "TReFTTrainer", "kv_drift", "make_trainer"]
 
@@ -45,7 +47,7 @@ class TReFTConfig(SharedPrefixConfig):
             raise ValueError(f"kv_lambda is {self.kv_lambda}; it must be a number from 0 up")
 
 
-class TReFTTrainer(SharedPrefixTrainer):
+class TReFTTrainer(PenaltyTrainer):
     """`trl.SFTTrainer` with the penalty. Logs `kv_drift` (L_KV, before lambda) and `sft_loss` beside TRL's own.
 
     The first logged drift is measured before any update, so it is the floor: 0 up to rounding.
@@ -56,6 +58,7 @@ class TReFTTrainer(SharedPrefixTrainer):
     """
 
     _name = "TReFT"
+    _logged_as = "kv_drift"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -74,16 +77,9 @@ class TReFTTrainer(SharedPrefixTrainer):
         if self._reference is None:
             self._reference = self._load_or_take_reference(inputs)
         result, prefix = self._sft_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = result if return_outputs else (result, None)
         with torch.set_grad_enabled(self.args.kv_lambda > 0):
             drift = mean_drift(drift_terms(*prefix, *self._reference))
-        self._metrics["train"]["kv_drift"].append(drift.item())
-        if self.args.kv_lambda > 0:
-            # The micro-batch's loss arrives divided by the tokens of the whole step; a term that does not depend on
-            # the micro-batch must be divided by their number, or it counts once for each.
-            steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
-            loss = loss + self.args.kv_lambda * drift.to(loss.device) / steps
-        return (loss, outputs) if return_outputs else loss
+        return self._penalised(result, drift, return_outputs, num_items_in_batch)
 
     def _sft_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Any
@@ -101,12 +97,9 @@ class TReFTTrainer(SharedPrefixTrainer):
         result = SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         return result, capture.captured()
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's log, plus the part of the loss that is SFT's."""
-        drift = self._metrics["train"].get("kv_drift")
-        if "loss" in logs and drift:
-            logs["sft_loss"] = logs["loss"] - self.args.kv_lambda * sum(drift) / len(drift)
-        super().log(logs, start_time)
+    @property
+    def _weight(self) -> float:
+        return float(self.args.kv_lambda)
 
     # -------------------------------------------------------------------------------------------------- the reference
 
@@ -183,8 +176,15 @@ class TReFTTrainer(SharedPrefixTrainer):
 
 
 def make_trainer(
-    settings: dict[str, Any], *, prefix_ids: Sequence[int], kv_lambda: float, **trainer: Any
-) -> TReFTTrainer:
-    """A TReFTTrainer for rows that all start with `prefix_ids`."""
-    config = TReFTConfig(**settings, kv_lambda=kv_lambda, kv_prefix_ids=list(prefix_ids))
-    return TReFTTrainer(args=config, **trainer)
+    settings: dict[str, Any],
+    *,
+    prefix_ids: Sequence[int],
+    kv_lambda: float,
+    regions: Sequence[str] = ("prefix",),
+    **trainer: Any,
+) -> TReFTTrainer | RegionTrainer:
+    """The trainer of these regions, for rows that all start with `prefix_ids`."""
+    common = settings | {"kv_lambda": kv_lambda, "kv_prefix_ids": list(prefix_ids)}
+    if list(regions) == ["prefix"]:
+        return TReFTTrainer(args=TReFTConfig(**common), **trainer)
+    return RegionTrainer(args=RegionConfig(**common, regions=list(regions)), **trainer)
