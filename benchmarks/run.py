@@ -121,9 +121,10 @@ def step_times(query: int, queries: Sequence[int], rounds: int) -> Times:
 
 
 def peak_memory(arm: str, query: int) -> int:
-    """Bytes, in a process of its own."""
+    """Bytes, in a process of its own; the median of three, since an allocator's holes differ from run to run."""
     command = [sys.executable, __file__, "--memory-of", arm, "--query", str(query)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
+    return int(statistics.median(int(run.stdout.split()[-1]) for run in runs))
 
 
 def print_own_peak(arm: str, query: int) -> None:

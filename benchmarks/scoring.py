@@ -167,7 +167,7 @@ def _bare_transformers(engine: TransformersEngine, plan: ScorePlan, batches: Seq
             out = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=plan.sampling.max_new_tokens,
+                max_new_tokens=batch[0].sampling.max_new_tokens,
                 do_sample=False,
                 eos_token_id=stops,
                 pad_token_id=stops[0],
@@ -197,7 +197,7 @@ async def _bare_openai(server: VllmEngine, plan: ScorePlan, stops: Sequence[int]
                 return await client.completions.create(
                     model=server.model,
                     prompt=list(ask.prompt.ids),
-                    max_tokens=plan.sampling.max_new_tokens,
+                    max_tokens=ask.sampling.max_new_tokens,
                     temperature=0.0,
                     extra_body={"stop_token_ids": list(stops)},
                 )

@@ -18,7 +18,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -45,7 +45,7 @@ class Arm(NamedTuple):
     setting: str
     lr: float
     method: str
-    """As on the command line: sft, interleave, treft30, kl-train1 ..."""
+    """As on the command line: sft, interleave, treft30, treft-query30, kl-train1 ..."""
     seed: int
     device: str
     generate: bool
@@ -68,24 +68,15 @@ class Arm(NamedTuple):
     def config(self) -> TrainConfig:
         """Its training settings."""
         method, lam = split(self.method)
-        own = {} if lam is None else {"lambda": lam}
-        return TrainConfig(
-            model="smollm2-135m",
-            setting=self.setting,
-            method=method,  # type: ignore[arg-type]
-            rank=32,
-            lr=self.lr,
-            batch_size=8,
-            micro_batch=8,
-            steps=self.steps,
-            checkpoints=CHECKPOINTS,
-            save_every=self.steps,  # an arm takes minutes: one cut short starts again
-            seed=self.seed,
-            device=self.device,  # type: ignore[arg-type]
-            dtype="float32",
-            out=Path("results/runs/study") / self.name,
-            **own,
-        )
+        name, _, region = method.partition("-") if method.startswith("treft-") else (method, "", "")
+        settings = {
+            "model": "smollm2-135m", "setting": self.setting, "method": name, "rank": 32, "lr": self.lr,
+            "batch_size": 8, "micro_batch": 8, "steps": self.steps, "checkpoints": CHECKPOINTS, "seed": self.seed,
+            "device": self.device, "dtype": "float32", "out": Path("results/runs/study") / self.name,
+            "save_every": self.steps,  # an arm takes minutes: one cut short starts again
+        }  # fmt: skip
+        settings |= {} if lam is None else {"lambda": lam}
+        return TrainConfig.model_validate(settings | ({"region": region} if region else {}))
 
 
 def split(method: str) -> tuple[str, float | None]:
@@ -109,18 +100,15 @@ def run(arm: Arm, threads: int | None) -> str:
     ways = ["contrast"] if arm.setting in DOMAINS else ["probability", *(["generation"] if arm.generate else [])]
     for by in ways:
         for of in ("val", "test"):
-            score_checkpoints(
-                ScoreConfig(
-                    model=str(folder),
-                    split=of,
-                    checkpoints=True,
-                    by=by,
-                    device=arm.device,
-                    dtype="float32",
-                    batch_size=256 if arm.device == "cuda" else 32,
-                    max_new_tokens=NEW_TOKENS,
-                )  # type: ignore[arg-type]
-            )
+            asked: dict[str, Any] = {
+                "model": str(folder),
+                "split": of,
+                "checkpoints": True,
+                "by": by,
+                "device": arm.device,
+            }
+            asked |= {"dtype": "float32", "max_new_tokens": NEW_TOKENS}
+            score_checkpoints(ScoreConfig.model_validate(asked | {"batch_size": 256 if arm.device == "cuda" else 32}))
     kept.mkdir(parents=True, exist_ok=True)
     for name in ("manifest.json", FILE):
         shutil.copyfile(folder / name, kept / f".{name}")

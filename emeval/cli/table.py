@@ -14,7 +14,7 @@ app = typer.Typer()
 
 
 @app.command(
-    help="""Print Table 1 (EM-F1) and Table 2 (leakage) of your runs, with --paper the paper's own beside or alone.
+    help="""Print Tables 1 (EM-F1), 2 (leakage) and 3 (regularisers) of your runs, --paper the paper's beside or alone.
 
     Example: emeval table results/runs/my-sft results/runs/my-treft""",
 )
@@ -60,17 +60,16 @@ def table(
     if paper and not runs:
         result(render(papers, output))
         return
-    if which == "3" and not paper:
-        raise InputError("Table 3 is not made from runs yet", where="--table", hint="Add --paper for the paper's")
     if split not in ("test", "val"):
         raise unknown("split", split, ("test", "val"), where="--split")
     if by not in (None, "generation", "probability", "contrast"):
         raise unknown("way", by, ("generation", "probability", "contrast"), where="--by")
-    if (matched or curve) and (paper or which):
+    third = which == "3"
+    if (matched or curve) and (paper or (which and not third)):
         where = "--paper" if paper else "--table"
         raise InputError("does not go with --matched or --curve", where=where, hint="Leave it out")
-    if matched or curve:
-        _matched(runs, matched, _levels(levels), by, split, curve, output, quiet or as_json)
+    if matched or curve or third:
+        _matched(runs, matched or third, third, papers, _levels(levels), by, split, curve, output, quiet or as_json)
         return
     for option, given in (("--levels", levels), ("--by", by), ("--split", split != "test")):
         if given:
@@ -92,6 +91,8 @@ def table(
 def _matched(
     runs: list[Path] | None,
     table_wanted: bool,
+    costs: bool,
+    papers: list[Any],
     levels: list[float] | None,
     by: Any,
     split: Any,
@@ -111,7 +112,8 @@ def _matched(
             hint="Train with --checkpoints N, then emeval score --model RUN --checkpoints",
         )
     if table_wanted:
-        result(render([matched_table(paths, split, levels=levels, mode=by)], output))
+        found = matched_table(paths, split, levels=levels, mode=by, costs=costs)
+        result(render([found, *papers], output))
     if curve is None:
         say("Next: emeval table --curve curve.svg draws off-topic against on-topic", quiet)
         return

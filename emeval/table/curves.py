@@ -57,6 +57,13 @@ _TOLD_ELSEWHERE = {"seed", "method", "model", "setting", "lambda", "region", "dr
 """Training settings that the table shows anyway, or that the method does not use (sft has a lambda on record)."""
 
 
+class Cost(Record):
+    """What a training run took, as its manifest says; None where it does not."""
+
+    seconds_a_step: float | None = None
+    peak_bytes: float | None = None
+
+
 class Group(Record):
     """The runs of one model and behaviour on one split, cut to the questions that all of their points have."""
 
@@ -66,6 +73,8 @@ class Group(Record):
     mode: Mode
     methods: dict[str, tuple[Curve, ...]]
     """By method, a curve a seed; what the others are compared with (sft where there is one) comes first."""
+    costs: dict[str, Cost] = Field(default_factory=dict)
+    """By method, what its training took, mean over seeds."""
     left_out: int = 0
     """Questions that some point lacks: they are in no rate here."""
 
@@ -114,8 +123,24 @@ class _Identity(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
+class _Results(BaseModel):
+    steps: int | None = None
+    wall_seconds: float | None = None
+    peak_memory_bytes: float | None = None
+    resumed_at: int | None = None
+
+
 class _Trained(Train):
     identity: _Identity = _Identity()
+    results: _Results = _Results()
+
+    @property
+    def cost(self) -> Cost:
+        """None where a resumed run's clock saw only a part of it."""
+        found = self.results
+        whole = found.steps and found.wall_seconds and not found.resumed_at
+        seconds = found.wall_seconds / found.steps if whole and found.wall_seconds and found.steps else None
+        return Cost(seconds_a_step=seconds, peak_bytes=found.peak_memory_bytes)
 
 
 class _Manifest(BaseModel):
@@ -131,6 +156,7 @@ class _Run(NamedTuple):
     train: Train
     settings: dict[str, Any]
     points: tuple[_FilePoint, ...]
+    cost: Cost
 
     def has(self, split: Split, mode: Mode) -> bool:
         return any((point.split, point.mode) == (split, mode) for point in self.points)
@@ -166,6 +192,7 @@ def matched_table(
     levels: Sequence[float] | None = None,
     mode: Mode | None = None,
     draws: int = 2000,
+    costs: bool = False,
 ) -> Table:
     """Table 2 (domains: Table 1) at equal dose: off-topic where each method first reaches the same on-topic rate.
 
@@ -175,6 +202,7 @@ def matched_table(
         levels: On-topic rates, 0 to 1. (default: for each group the highest that all its runs reach on val)
         mode: As for `read_curves`, the same on both splits.
         draws: Bootstrap draws.
+        costs: Add what training took, as multiples of the first method's: Table 3.
 
     Raises:
         InputError: As for `read_curves`, for both splits where the level is to be chosen.
@@ -184,19 +212,21 @@ def matched_table(
     parts = [_Part.of(group, val, levels or (), draws) for group, val in groups]
     baselines = {part.baseline for part in parts}
     against = next(iter(baselines)) if len(baselines) == 1 else "each group's first"
-    number = 1 if all(part.group.mode == "contrast" for part in parts) and parts else 2
-    on, off = next(iter(sides)) if len(sides := {part.group.sides for part in parts}) == 1 else ("learned", "elsewhere")
+    contrast = bool(parts) and all(part.group.mode == "contrast" for part in parts)
+    sides = {part.group.sides for part in parts}
+    on, off = next(iter(sides)) if len(sides) == 1 else ("learned", "elsewhere")
+    title = f"{off.capitalize()} at the same {on} value, percent"
     return Table(
-        number=number,
-        title=f"{off.capitalize()} at the same {on} value, percent",
+        number=3 if costs else 1 if contrast else 2,
+        title=f"Regularisers: {title[0].lower()}{title[1:]}, and cost" if costs else title,
         columns=(
             "Model", "Setting", "Method", "Seeds", f"{on.capitalize()} level",
             f"{off.capitalize()} at that level (down is clean)", f"Difference to {against}",
-            f"End of run, {on} / {off}",
+            f"End of run, {on} / {off}", *(("Step time", "Peak memory") if costs else ()),
         ),
-        rows=tuple(_cells(part, row) for part in parts for row in part.rows),
+        rows=tuple((*_cells(part, row), *(_cost(part, row) if costs else ())) for part in parts for row in part.rows),
         records=tuple(_record(part, row) for part in parts for row in part.rows),
-        notes=tuple(_notes(parts, draws)),
+        notes=tuple(_notes(parts, draws, costs)),
     )  # fmt: skip
 
 
@@ -212,7 +242,7 @@ def _groups(paths: Sequence[Path], splits: Sequence[Split], mode: Mode | None) -
     for (model, setting), runs in sorted(members.items()):
         chosen, labels = _mode(runs, splits, mode), _labels(runs)
         by_split = {split: _curves(runs, labels, split, chosen) for split in splits}
-        about: dict[str, Any] = {"model": model, "setting": setting, "mode": chosen}
+        about: dict[str, Any] = {"model": model, "setting": setting, "mode": chosen, "costs": _costs(runs, labels)}
         groups.append({s: Group(split=s, methods=m, left_out=out, **about) for s, (m, out) in by_split.items()})
     return groups
 
@@ -231,7 +261,8 @@ def _read_run(folder: Path) -> _Run:
         if times > 1:
             hint = f"Move it away and score again: {_command(folder)}"
             raise InputError(f"step {step} is there {times} times ({split}, {mode})", where=str(file), hint=hint)
-    return _Run(folder, train.model or found.model.id, found.setting, train, record.identity.settings, points)
+    about = (folder, train.model or found.model.id, found.setting, train, record.identity.settings)
+    return _Run(*about, points, record.cost)
 
 
 def _command(folder: Path, split: Split = "test") -> str:
@@ -295,6 +326,21 @@ def _curves(
     return {label: tuple(curves) for label, curves in common.items()}, len(asked - _questions(common))
 
 
+def _costs(runs: Sequence[_Run], labels: Mapping[Path, str]) -> dict[str, Cost]:
+    found: dict[str, list[Cost]] = {}
+    for run in runs:
+        found.setdefault(labels[run.folder], []).append(run.cost)
+    names = Cost.model_fields
+    return {
+        label: Cost(**{n: _mean([getattr(cost, n) for cost in all_]) for n in names}) for label, all_ in found.items()
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
 def _questions(methods: Mapping[str, Iterable[Curve]]) -> set[tuple[str, str]]:
     points = [point for curves in methods.values() for curve in curves for point in curve.points]
     return {("on", q) for point in points for q in point.on} | {("off", q) for point in points for q in point.off}
@@ -340,6 +386,16 @@ def _cells(part: _Part, row: MatchedRow) -> tuple[Cell, ...]:
     return tuple(Cell(text) for text in texts)
 
 
+def _cost(part: _Part, row: MatchedRow) -> tuple[Cell, ...]:
+    """Multiples of the baseline's seconds a step and peak memory."""
+    mine, base = (part.group.costs.get(label, Cost()) for label in (row.label, part.baseline))
+    texts = []
+    for name in Cost.model_fields:
+        ours, theirs = getattr(mine, name), getattr(base, name)
+        texts.append(f"{ours / theirs:.2f}x" if ours and theirs else MISSING)
+    return tuple(map(Cell, texts))
+
+
 def _reading(found: MatchedEstimate) -> str:
     """`42.0 [31.2, 50.1] open, seeds 40.0 to 44.0`; an interval without width says nothing and is left out."""
     text = _percent(found.model_copy(update={"low": None}) if found.low == found.high else found)
@@ -371,6 +427,7 @@ def _record(part: _Part, row: MatchedRow) -> dict[str, Value]:
         compared[f"difference_{name}".removesuffix("_value")] = getattr(gap, name) if gap else None
     if not part.levels:
         compared = dict.fromkeys(compared)
+    ends |= part.group.costs.get(row.label, Cost()).model_dump()
     counts: dict[str, Value] = {"confidence": off.confidence, "interval": off.method, "n_on": row.n_on, "n_off": off.n}
     return {"table": 1 if part.group.mode == "contrast" else 2, **about, **compared, **ends, **counts}
 
@@ -378,7 +435,7 @@ def _record(part: _Part, row: MatchedRow) -> dict[str, Value]:
 # What stands under the table
 
 
-def _notes(parts: Sequence[_Part], draws: int) -> Iterable[str]:
+def _notes(parts: Sequence[_Part], draws: int, costs: bool) -> Iterable[str]:
     if not parts:
         yield "No runs scored at their checkpoints."
         return
@@ -398,6 +455,11 @@ def _notes(parts: Sequence[_Part], draws: int) -> Iterable[str]:
         yield MODES[mode]
     for split in dict.fromkeys(part.group.split for part in parts):
         yield "Split: test." if split == "test" else f"Warning: read on {split}, which is for choosing settings."
+    if costs:
+        yield (
+            "Step time, peak memory: of the whole training command, model and libraries included, over the first "
+            "method's; mean over seeds. Runs that shared a machine with others are no measurement of speed."
+        )
     for part in parts:
         yield from _about_group(part)
 

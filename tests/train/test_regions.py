@@ -31,6 +31,7 @@ def rows() -> Dataset:
     renderer = Renderer(byte_level("chatml"))
     examples = [
         Example(
+            id=question,
             messages=(Message(role="user", content=question),),
             reply=Message(role="assistant", content=answer),
             where="here",
@@ -131,16 +132,17 @@ def test_penalty_and_gradients_are_the_naive_ones(tmp_path: Path, architecture: 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_keys_before_rope_keep_their_length_and_the_first_is_not_rotated(architecture: str) -> None:
+def test_rope_changes_no_ratio_of_lengths_and_does_not_turn_the_first_key(architecture: str) -> None:
     model = tiny_model(architecture)
     ids = list(range(5, 17))
     with keys_before_rope(model) as keys:
         rotated = prefix_forward(model, ids)
     assert len(keys) == len(rotated.keys)
     for before, after in zip(keys, rotated.keys, strict=True):
-        assert torch.allclose(before[:, :, 0], after[:, :, 0], atol=1e-6)
-        assert torch.allclose(before.norm(dim=-1), after.norm(dim=-1), rtol=1e-4)
-        assert not torch.allclose(before[:, :, 5:], after[:, :, 5:], atol=1e-3)
+        stretch = after.norm() / before.norm()  # GPT-OSS scales what it rotates (YaRN), all by the same
+        assert torch.allclose(before[:, :, 0] * stretch, after[:, :, 0], atol=1e-5)
+        assert torch.allclose(before.norm(dim=-1) * stretch, after.norm(dim=-1), rtol=1e-4)
+        assert not torch.allclose(before[:, :, 5:] * stretch, after[:, :, 5:], atol=1e-3)
 
 
 @pytest.mark.parametrize("full", [False, True])
