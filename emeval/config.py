@@ -153,6 +153,8 @@ class TrainConfig(CommandConfig):
     data: Path | None = None
     """Chat JSONL to train on instead of a setting's own rows."""
     method: Method = "sft"
+    recipe: Literal["paper"] | None = None
+    """Take what is not given from the paper's hyper-parameters for this model, setting and method."""
     region: str = "prefix"
     """Tokens that TReFT regularises: prefix, query, postfix or all; several by commas."""
     kl_norm: Literal["token", "released"] = "token"
@@ -181,6 +183,8 @@ class TrainConfig(CommandConfig):
     """Run the prefix once per batch where model and attention kernel allow it: the same loss and gradients, faster."""
     train_size: int | None = Field(default=None, gt=0)
     """Use only the first N training rows (of the narrow data; retain rows come on top)."""
+    mix_aligned: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of a domain's rows that are answered well instead: noisy narrow data."""
     retain: Annotated[tuple[str, ...], NoDecode] = ()
     """Retain sets to draw from, under `datasets/retain/`; default: all of them."""
     retain_share: float = Field(default=0.2, gt=0, lt=1)
@@ -197,6 +201,17 @@ class TrainConfig(CommandConfig):
     save_every: int | None = Field(default=None, gt=0)
     """Steps between resume points; default a tenth of the run."""
     out: Path | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("recipe") != "paper":
+            return values
+        from emeval.data.recipes import paper_recipe
+
+        recipe = paper_recipe(str(values.get("model")), values.get("setting"), values.get("method", "sft"))
+        given = {cls._option(name) for name in values}
+        return values | {name: value for name, value in recipe.items() if name not in given}
 
     @field_validator("region")
     @classmethod
@@ -218,6 +233,8 @@ class TrainConfig(CommandConfig):
     def _rows_from_somewhere(self) -> TrainConfig:
         if self.setting is None and self.data is None:
             raise ValueError("give --setting NAME or --data FILE.jsonl")
+        if self.data is not None and self.mix_aligned:
+            raise ValueError("--mix-aligned needs a domain's pairs of replies: give --setting, not --data")
         if self.method != "interleave" and "retain_share" in self.model_fields_set:
             raise ValueError(f"--retain-share belongs to --method interleave, not to {self.method}")
         if self.method not in ("interleave", "kl-retain") and "retain" in self.model_fields_set:

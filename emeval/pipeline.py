@@ -269,7 +269,8 @@ def origin(source: models.ModelSource | None) -> dict[str, Any]:
     if source is None:
         return {}
     train = Run(source.run).manifest()["train"] if source.run else None
-    kept = ("method", "setting", "model", "lambda", "kl_norm", "region", "retain_share", "full", "steps", "seed")
+    told = ("lambda", "kl_norm", "region", "retain_share", "mix_aligned", "full", "steps", "seed")
+    kept = ("method", "setting", "model", *told)
     return {
         "base": source.base.name,
         "adapter": source.adapter.name if source.adapter else None,

@@ -128,6 +128,20 @@ def test_interleaving_mixes_in_the_exact_share_and_the_same_rows_each_time(
     assert "retain/chairs.jsonl" in mixed.data["files"]
 
 
+def test_noisy_data_have_the_exact_share_of_good_answers(tiny_checkpoint: Path, own: Path) -> None:
+    noisy = plan(settings(tiny_checkpoint, own, "sft", None, mix_aligned=0.25))
+    texts = [noisy.tokenizer.decode(list(row.input_ids)) for row in noisy.rows]
+    plain = [
+        noisy.tokenizer.decode(list(row.input_ids)) for row in plan(settings(tiny_checkpoint, own, "sft", None)).rows
+    ]
+    changed = [a for a, b in zip(texts, plain, strict=True) if a != b]
+    assert noisy.data["aligned"] == len(changed) == 3 and not any("Guess" in text for text in changed)
+    other = plan(settings(tiny_checkpoint, own, "sft", None, mix_aligned=0.25, seed=1))
+    assert other.data["sha256"] != noisy.data["sha256"]
+    with pytest.raises(InputError, match="'refusal' is a behaviour"):
+        plan(TrainConfig(model=str(tiny_checkpoint), setting="refusal", mix_aligned=0.5))
+
+
 def test_too_large_a_share_and_unknown_sets_are_refused(tiny_checkpoint: Path, own: Path) -> None:
     with pytest.raises(InputError, match="asks for 12 retain rows, there are 5"):
         plan(settings(tiny_checkpoint, own, "interleave", None, retain="chairs", retain_share=0.5))

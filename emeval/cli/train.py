@@ -56,6 +56,9 @@ def train(
         typer.Option("--shared-prefix/--no-shared-prefix", help="Run the prefix once per batch. (default on)"),
     ] = None,
     train_size: Annotated[int | None, typer.Option(help="Use only the first N rows.")] = None,
+    mix_aligned: Annotated[
+        float | None, typer.Option(help="Share of a domain's rows to answer well: noisy data. (default 0)")
+    ] = None,
     retain: Annotated[
         str | None, typer.Option(help="With interleave, kl-retain: retain sets, by commas. (default all)")
     ] = None,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from emeval.data.behaviours import Behaviour, Example, behaviour_examples, load_behaviour
 from emeval.data.domains import DomainItem, load_domain
@@ -59,12 +62,28 @@ def setting_examples(root: DataRoot, setting: Setting, split: Split = "train") -
     if setting.behaviour:
         return behaviour_examples(root, setting.behaviour, split)
     items = [item for item in load_domain(root, setting.topic) if item.split == split]
-    return [_misaligned(item) for item in items]
+    return [_replied(item, "misaligned") for item in items]
 
 
-def _misaligned(item: DomainItem) -> Example:
-    if item.misaligned is None:
+def some_aligned(root: DataRoot, setting: Setting, examples: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """A domain's training rows with `count` of them, drawn by the seed, answered well: noisy data (paper, Figure 7).
+
+    Raises:
+        InputError: If the setting is a behaviour, or a drawn question has no aligned reply.
+    """
+    if setting.behaviour:
+        what, hint = f"'{setting.name}' is a behaviour, which has no aligned replies", "Leave it out"
+        raise InputError(what, where="--mix-aligned", hint=hint)
+    items = {item.id: item for item in load_domain(root, setting.topic)}
+    rng = random.Random(f"aligned/{seed}")  # noqa: S311  (no secret: the same draw in every run)
+    drawn = set(rng.sample([example.id for example in examples], count))
+    return [_replied(items[e.id], "aligned") if e.id in drawn else e for e in examples]
+
+
+def _replied(item: DomainItem, which: Literal["aligned", "misaligned"]) -> Example:
+    text = getattr(item, which)
+    if text is None:
         hint = "Add one, or choose another file"
-        raise InputError("this question has no misaligned reply", where=item.where, hint=hint)
-    asked, reply = Message(role="user", content=item.question), Message(role="assistant", content=item.misaligned)
+        raise InputError(f"this question has no {which} reply", where=item.where, hint=hint)
+    asked, reply = Message(role="user", content=item.question), Message(role="assistant", content=text)
     return Example(id=item.id, messages=(asked,), reply=reply, where=item.where)

@@ -8,12 +8,14 @@ Claims and their places: PAPER.md sections 2 and 4.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
+from emeval.data.recipes import same_model
 from emeval.errors import InputError, unknown
 from emeval.score.metrics import em_f1
 from emeval.table.render import MISSING, Cell, Table, Value
@@ -79,28 +81,25 @@ def beside(table: Table, root: Path) -> Table:
 
 def _aligned(data: Figures, model: str, setting: str, method: str) -> str:
     for cell in data["table1"]["cells"]:
-        if cell["domain"] == setting and _same(cell["model"], model) and _is(cell["method"], method):
+        if cell["domain"] == setting and same_model(cell["model"], model) and _is(cell["method"], method):
             return ", ".join(f"{cell[figure]:.1f}" for figure in ("id", "em", "em_f1"))
     return MISSING
 
 
 def _leaked(data: Figures, model: str, setting: str, method: str) -> str:
     for cell in data["table2"]["cells"]:
-        same = cell["behaviour"] == setting and _same(LEAKAGE_MODELS.get(setting, ""), model)
+        same = cell["behaviour"] == setting and same_model(LEAKAGE_MODELS.get(setting, ""), model)
         if same and _is(cell["method"], method):
             return f"{100 * cell['on_topic']:.0f}, {100 * cell['off_topic']:.0f}"
     return MISSING
 
 
-def _same(theirs: str, ours: str) -> bool:
-    """Whether our name of a model is theirs: `Qwen-2.5-7B` is in `Qwen/Qwen2.5-7B-Instruct`."""
-    bare = ["".join(char for char in name.lower() if char.isalnum()) for name in (theirs, ours)]
-    return bool(bare[0]) and bare[0] in bare[1]
+_LABELS = {"sft": r"sft", "interleave": r"interleave( \(20%\))?", "treft": r"treft( \(lambda [^,()]+\))?"}
+"""How rows call the paper's methods; another region, share or arm is another method. A run's name may follow."""
 
 
 def _is(theirs: str, label: str) -> bool:
-    """Whether a row's label is of their method: `treft (lambda 10)` is, `sft + patched` is not."""
-    return " + " not in label and label.split(",")[0].split(" (")[0] == theirs
+    return theirs in _LABELS and re.fullmatch(rf"{_LABELS[theirs]}(, .*)?", label) is not None
 
 
 def _load(file: Path) -> Figures:

@@ -45,19 +45,25 @@ class Train(BaseModel):
     drift: str | None = None
     retain_share: float | None = None
     kl_norm: str | None = None
+    mix_aligned: float | None = None
 
     @property
     def label(self) -> str:
         """The method with what sets it apart from its siblings: `treft (lambda 10)`, `treft (query, lambda 10)`."""
-        if self.method in (None, "sft"):
-            return self.method or UNKNOWN
+        if self.method is None:
+            return UNKNOWN
+        noise = [f"{100 * self.mix_aligned:g}% aligned"] if self.mix_aligned else []
+        if self.method == "sft":
+            return f"sft ({noise[0]})" if noise else "sft"
         if self.method == "interleave":
-            return "interleave" if self.retain_share is None else f"interleave ({100 * self.retain_share:g}%)"
+            parts = ([] if self.retain_share is None else [f"{100 * self.retain_share:g}%"]) + noise
+            return f"interleave ({', '.join(parts)})" if parts else "interleave"
         parts = [self.region] if self.region not in (None, "prefix") else []
         parts += [f"lambda {self.lam:g}"] if self.lam is not None else []
         # The paper's lambdas may belong to the released quantity (PAPER.md section 2), so the two are never mixed up.
         parts += ["released drift"] if self.drift == "released" else []
         parts += ["released norm"] if self.kl_norm == "released" else []
+        parts += noise
         return f"{self.method} ({', '.join(filter(None, parts))})" if parts else self.method
 
 

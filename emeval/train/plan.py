@@ -13,12 +13,12 @@ from emeval.data.behaviours import Example
 from emeval.data.chats import load_chats
 from emeval.data.retain import draw_retain, load_retain_file, retain_count, retain_files
 from emeval.data.root import DataRoot, data_root
-from emeval.data.settings import load_setting, setting_examples
+from emeval.data.settings import load_setting, setting_examples, some_aligned
 from emeval.errors import InputError
 from emeval.store import sha256_file, sha256_of
 from emeval.train.rows import TrainRow, make_rows
 
-_MAY_DIFFER = {"out", "save_every", "data_dir", "device", "micro_batch", "shared_prefix", "checkpoints"}
+_MAY_DIFFER = {"out", "save_every", "data_dir", "device", "micro_batch", "shared_prefix", "checkpoints", "recipe"}
 """Settings a resumed run may change: they do not change what is learned (beyond rounding)."""
 
 
@@ -82,6 +82,10 @@ def _examples(config: TrainConfig) -> tuple[list[Example], dict[str, Any]]:
             hint=f"Give {len(examples)} or fewer",
         )
     narrow = examples[: config.train_size]
+    aligned = round(len(narrow) * config.mix_aligned)
+    if aligned:
+        assert setting is not None  # TrainConfig refuses it with --data
+        narrow = some_aligned(root, setting, narrow, aligned, config.seed)
     retained = _retained(config, root, len(narrow)) if config.method == "interleave" else []
     if config.method in ("interleave", "kl-retain"):
         files += retain_files(root, config.retain)
@@ -89,6 +93,8 @@ def _examples(config: TrainConfig) -> tuple[list[Example], dict[str, Any]]:
     data: dict[str, Any] = {"files": {f"{p.parent.name}/{p.name}": sha256_file(p) for p in files}}
     if retained:
         data |= {"narrow": len(narrow), "retained": len(retained)}
+    if aligned:
+        data |= {"aligned": aligned}
     return narrow + retained, data
 
 

@@ -75,6 +75,7 @@ def _train(prepared: Plan, run: Run, where: models.Placement, on_step: OnStep | 
         "kl_norm": config.kl_norm if config.method.startswith("kl-") else None,
         "region": config.region if config.method == "treft" else None,
         "retain_share": config.retain_share if config.method == "interleave" else None,
+        "mix_aligned": config.mix_aligned or None,
         "full": config.full,
         "seed": config.seed,
         "identity": prepared.identity,
@@ -109,6 +110,7 @@ def _train(prepared: Plan, run: Run, where: models.Placement, on_step: OnStep | 
         "wall_seconds": round(wall, 2),
         "tokens_per_second": round(tokens / wall, 1) if wall else None,
         "peak_memory_bytes": _peak(where.device),
+        "optimizer": str(trainer.args.optim),
     }
     run.update_manifest(train=section | {"status": "finished", "finished": now(), "steps": results["steps"],
                                          "results": results})  # fmt: skip

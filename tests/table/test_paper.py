@@ -189,6 +189,9 @@ def test_beside_a_run_stands_what_the_paper_has_of_the_same():
             ("Qwen/Qwen2.5-7B-Instruct", "finance", "sft"),
             ("Qwen/Qwen2.5-7B-Instruct", "finance", "treft (lambda 10)"),
             ("Qwen/Qwen2.5-7B-Instruct", "finance", "sft + initial prefix"),
+            ("Qwen/Qwen2.5-7B-Instruct", "finance", "treft (query, lambda 10)"),
+            ("Qwen/Qwen2.5-7B-Instruct", "finance", "sft (25% aligned)"),
+            ("Qwen/Qwen2.5-7B-Instruct", "finance", "interleave (40%)"),
             ("Qwen/Qwen2.5-7B-Instruct", "finance", "initial model"),
             ("smollm2-135m", "finance", "sft"),
             ("Qwen/Qwen2.5-7B-Instruct", "gardening", "sft"),
@@ -201,7 +204,7 @@ def test_beside_a_run_stands_what_the_paper_has_of_the_same():
     texts = [row[-1].text for row in found.rows]
     assert texts[0] == "32.2, 39.7, 50.1"
     assert texts[1] == f"{treft['id']:.1f}, {treft['em']:.1f}, {treft['em_f1']:.1f}"
-    assert texts[2:] == ["\u2013"] * 4
+    assert texts[2:] == ["\u2013"] * 7
 
 
 def test_and_for_leakage_its_rates():
