@@ -60,6 +60,9 @@ def score(
     plan = plan_scoring(config, arm)
     run = Run(_run_path(plan))
     panel = _panel(plan, run, say)
+    for spec in plan.specs.values():
+        if spec.note:
+            say(f"{spec.name}: {spec.note}")
     if not all_stored(plan, run):
         check_engine(plan.engine, config)
     with run.locked():

@@ -109,6 +109,26 @@ def keys_before_rope(model: nn.Module) -> Iterator[list[Tensor]]:
 _ROTATE = "apply_rotary_pos_emb"
 
 
+def check_before_rope(before: Sequence[Tensor], after: KV) -> None:
+    """Whether what `keys_before_rope` found are the keys of this forward, all of them: rotation changes no length.
+
+    Some models rotate a part of a key only, leave layers without rotation, or cache something else than keys.
+
+    Raises:
+        InputError: They are not.
+    """
+    alike = len(before) == len(after.keys) and all(
+        b.shape == a.shape == v.shape for b, a, v in zip(before, after.keys, after.values, strict=True)
+    )
+    for b, a in zip(before, after.keys, strict=True) if alike else ():
+        ratio = a.float().norm(dim=-1) / b.float().norm(dim=-1)
+        # One factor for all: some models scale what they rotate (YaRN). bf16 rounds to about half a percent.
+        alike &= bool(torch.isfinite(ratio).all()) and bool((ratio / ratio.mean() - 1).abs().max() < 0.05)
+    if not alike:
+        what = "this model's keys cannot be read before their rotation, all of them and whole"
+        raise InputError(what, where="--region", hint="Use --region prefix")
+
+
 @contextmanager
 def _without_checkpointing(model: nn.Module) -> Iterator[None]:
     # transformers drops the cache under gradient checkpointing; the prefix is a few dozen tokens, so nothing is lost

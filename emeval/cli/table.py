@@ -75,15 +75,14 @@ def table(
         if given:
             raise InputError("belongs to --matched and --curve", where=option, hint="Add --matched")
     paths = runs or default_runs(Path("results") / "runs")
-    tables = []
+    made: list[tuple[Any, Any]] = []
     aligned = read_alignment(paths)
     if which in ("1", "all") or (which is None and aligned):
-        tables.append(alignment_table(aligned, judge_standing))
+        made.append((alignment_table(aligned, judge_standing), aligned))
     leaking = [row for row in read_rows(paths) if row.on_topic or row.off_topic]
     if which in ("2", "all") or (which is None and (leaking or not aligned)):
-        tables.append(leakage_table(leaking))
-    if paper:
-        tables = [beside(found, data_root(data_dir).shipped) for found in tables]
+        made.append((leakage_table(leaking), leaking))
+    tables = [beside(found, rows, data_root(data_dir).shipped) if paper else found for found, rows in made]
     result(render([*tables, *papers], output))
     say(f"Next: emeval table --paper --table {tables[0].number} prints the paper's figures", quiet or as_json)
 

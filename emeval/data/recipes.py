@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ Cell = tuple[float, float] | tuple[float, float, float]
 
 
 class _Model(Record):
+    hub: str
     sft: dict[str, Cell]
     treft: dict[str, Cell]
     own: dict[str, Any] = Field(default_factory=dict)
@@ -41,10 +43,10 @@ def paper_recipe(model: str, setting: str | None, method: str) -> dict[str, Any]
     Raises:
         InputError: The paper did not train this model so; its models or settings are named.
     """
-    found = yaml_record(_Recipes, data_root().shipped / FILE)
-    name = next((theirs for theirs in found.models if same_model(theirs, model)), None)
+    found = _recipes()
+    name = paper_model(model)
     if name is None:
-        hint = f"It trained {', '.join(found.models)}"
+        hint = f"It trained {', '.join(m.hub for m in found.models.values())}"
         raise InputError(f"the paper has no settings for '{model}'", where="--recipe paper", hint=hint)
     recipe = found.models[name]
     cells = recipe.treft if method == "treft" else recipe.sft
@@ -60,7 +62,15 @@ def paper_recipe(model: str, setting: str | None, method: str) -> dict[str, Any]
     return values
 
 
-def same_model(theirs: str, ours: str) -> bool:
-    """Whether our name of a model is the paper's: `Qwen-2.5-7B` is in `Qwen/Qwen2.5-7B-Instruct`."""
-    bare = ["".join(char for char in name.lower() if char.isalnum()) for name in (theirs, ours)]
-    return bool(bare[0]) and bare[0] in bare[1]
+def paper_model(name: str) -> str | None:
+    """The paper's name of a model, by the last part of its hub id or folder; None for one it did not train.
+
+    A base model, a mirror under another name or a variant is another model.
+    """
+    last = Path(name).name.lower()
+    return next((theirs for theirs, m in _recipes().models.items() if Path(m.hub).name.lower() == last), None)
+
+
+@cache
+def _recipes() -> _Recipes:
+    return yaml_record(_Recipes, data_root().shipped / FILE)

@@ -17,7 +17,6 @@ from pydantic import Field
 
 from emeval.engine.remote import Remote
 from emeval.errors import EmevalError, InputError
-from emeval.judge.dialect import read_answer
 from emeval.store import read_json, sha256_of, write_json
 from emeval.types import Record
 
@@ -60,8 +59,8 @@ def run_batch(
     *,
     poll: float,
     say: Callable[[str], None],
-) -> Iterator[tuple[str, Any | None, str]]:
-    """Yield, for each key of the order that is under way, its answer, or None and the reason.
+) -> Iterator[tuple[str, str | None, str]]:
+    """Yield, for each key of the order that is under way, its answer's JSON, or None and the reason.
 
     Args:
         remote: The vendor.
@@ -123,14 +122,18 @@ def _place(client: Any, order: Order, request: Callable[[str], dict[str, Any] | 
     )
 
 
-def _answers(client: Any, batch: Any) -> Iterator[tuple[str, tuple[Any | None, str]]]:
-    """By key, the completion, or None and why there is none."""
+def _answers(client: Any, batch: Any) -> Iterator[tuple[str, tuple[str | None, str]]]:
+    """By key, the completion's JSON, or None and why there is none. A line that cannot be read answers nothing."""
     for file in filter(None, (batch.error_file_id, batch.output_file_id)):
-        for line in client.files.content(file).text.splitlines():
-            row = json.loads(line)
-            response = row.get("response") or {}
-            if response.get("status_code") == 200:
-                yield row["custom_id"], (read_answer(json.dumps(response["body"])), "")
+        for line in client.files.content(file).text.split("\n"):  # an answer may hold other line ends
+            try:
+                row = json.loads(line)
+                key, response = str(row["custom_id"]), row.get("response") or {}
+                done = response.get("status_code") == 200
+            except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+                continue
+            if done:
+                yield key, (json.dumps(response.get("body")), "")
             else:
                 said = row.get("error") or response.get("body") or "no reason given"
-                yield row["custom_id"], (None, json.dumps(said)[:200])
+                yield key, (None, json.dumps(said)[:200])

@@ -65,7 +65,8 @@ def load_prices(root: DataRoot) -> Prices:
 
 def bill(judgements: Iterable[Judgement], price: Price | None) -> Bill:
     """What these judgements cost."""
-    asked = [j for j in judgements if j.outcome != "api-error"]
+    # An api-error with counts was answered, and paid, though the answer was of no use.
+    asked = [j for j in judgements if j.outcome != "api-error" or j.output_tokens is not None]
     inputs, outputs = (sum(getattr(j, f"{way}_tokens") or 0 for j in asked) for way in ("input", "output"))
     return Bill(
         calls=len(asked),

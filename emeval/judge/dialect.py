@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-from types import SimpleNamespace
 from typing import Any
 
 REASONING_ROOM = 4096
@@ -59,12 +57,3 @@ class Dialect:
         else:
             return False
         return True
-
-
-def read_answer(text: str | bytes) -> Any:
-    """An answer's JSON, objects with attributes for keys. Nothing is checked: who reads it expects any shape.
-
-    Raises:
-        ValueError: No JSON.
-    """
-    return json.loads(text, object_hook=lambda value: SimpleNamespace(**value))

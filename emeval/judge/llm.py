@@ -9,6 +9,7 @@ digit are none of a score.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,10 @@ from pydantic import SecretStr
 
 from emeval.engine.remote import Remote, Session
 from emeval.errors import InputError
+from emeval.judge.answer import Answer, Choice, Token, read_answer
 from emeval.judge.batch import Order, order_file, read_order, run_batch
 from emeval.judge.cost import Price, tokens_of
-from emeval.judge.dialect import REASONING_ROOM, Dialect, read_answer
+from emeval.judge.dialect import REASONING_ROOM, Dialect
 from emeval.judge.parse import VERSION, as_score, expected_score, flag_in_text, rating, score_in_text, word_outcome
 from emeval.judge.prompt import JudgePrompt, MtBenchPrompts
 from emeval.judge.run import Item, verdict_on
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 Mode = Literal["auto", "logprobs", "text"]
 _TRIES = 3
 """Tries of a call whose answer is no answer (broken JSON, no choices); the client itself retries what HTTP reports."""
+_NO_CHOICES = "the answer holds no choices"
 _RAW = 4000
 """Characters kept of what a judge said."""
 
@@ -256,55 +259,65 @@ class _Judging(Session[tuple[int, Judgement]]):
         fields = self.judge.dialect.fields(prompt.max_tokens)
         return {"model": self.model, "messages": self.said[index], **fields}
 
-    def read_response(self, index: int, response: Any | None, reason: str) -> Judgement:
-        """The judgement in a batch's answer to one job."""
-        choices = getattr(response, "choices", None)
+    def read_response(self, index: int, body: str | None, reason: str) -> Judgement:
+        """The judgement in a batch's answer to one job, its JSON."""
         try:
-            if not choices:
-                return self._record(index, "api-error", None, None, reason or "the answer holds no choices")
-            return self._read(index, choices[0], self._settle(index, response))
+            answer = read_answer(body) if body is not None else Answer()
+            if not answer.choices:
+                return self._record(index, "api-error", None, None, answer.complaint or reason or _NO_CHOICES)
+            return self._understood(index, answer.choices[0], self._settle(index, answer))
+        except ValueError as error:
+            return self._record(index, "api-error", None, None, str(error))
         finally:
             self._release(index)
 
     async def _judge(self, client: openai.AsyncOpenAI, index: int) -> Judgement:
         try:
-            response, choice = await self._call(client, self.said[index])
-            return self._read(index, choice, self._settle(index, response))
+            answer = await self._call(client, index)
+            return self._understood(index, answer.choices[0], self._settle(index, answer))
         finally:
             self._release(index)
 
-    def _settle(self, index: int, response: Any) -> tuple[int, int]:
+    def _settle(self, index: int, answer: Answer) -> tuple[int, int]:
         """Tokens in and out, as the server counted them or else by estimate; their price is spent."""
         budget, prompt = self.judge.budget, self.judge.prompt
-        usage = getattr(response, "usage", None)
-        counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
+        counts = (answer.usage.prompt_tokens, answer.usage.completion_tokens)
         estimated = (tokens_of(self.said[index]), prompt.max_tokens)
-        found = tuple(e if n is None else int(n) for n, e in zip(counts, estimated, strict=True))
+        found = tuple(e if n is None else n for n, e in zip(counts, estimated, strict=True))
         budget.spent += budget.price.of(*found) if budget.price else 0.0
         return found[0], found[1]
 
     def _release(self, index: int) -> None:
         self.judge.budget.reserved -= self._reserved.pop(index, 0.0)
 
-    async def _call(self, client: openai.AsyncOpenAI, messages: list[dict[str, str]]) -> tuple[Any, Any]:
-        """The endpoint's answer and its one choice, asked again where there is none."""
-        problem = "no answer"
+    async def _call(self, client: openai.AsyncOpenAI, index: int) -> Answer:
+        """The endpoint's answer, with a choice; asked again where there is none, or no JSON.
+
+        What was answered under HTTP 200 is paid, of use or not: its price is taken as spent, by estimate.
+        """
+        problem = _NO_CHOICES
         for _ in range(_TRIES):
             try:
-                response = await self._request(client, messages)
-                choices = getattr(response, "choices", None)
-                if choices and getattr(choices[0], "message", None) is not None:
-                    return response, choices[0]
-                problem = "the answer holds no choices"
-            except (ValueError, RecursionError) as error:
+                answer = await self._request(client, self.said[index])
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 problem = f"the answer is no JSON ({error})"
+            except ValueError:
+                self._settle(index, Answer())
+                raise
+            else:
+                if answer.choices:
+                    return answer
+                if answer.complaint:
+                    raise ValueError(answer.complaint)
+                problem = _NO_CHOICES
+            self._settle(index, Answer())
         raise ValueError(problem)
 
-    async def _request(self, client: openai.AsyncOpenAI, messages: list[dict[str, str]]) -> Any:
-        """One request, sent again without the fields that the endpoint dislikes.
+    async def _request(self, client: openai.AsyncOpenAI, messages: list[dict[str, str]]) -> Answer:
+        """One request, sent again without the fields that the endpoint dislikes. Retries and errors are the client's.
 
-        Sent and read as plain JSON: the client's typed call checks every field of twenty log-probabilities, which
-        takes longer than all else that is done about an answer. Retries and errors are the client's all the same.
+        Raises:
+            ValueError: As `read_answer`.
         """
         import httpx2
         import openai
@@ -324,15 +337,8 @@ class _Judging(Session[tuple[int, Judgement]]):
 
     # ------------------------------------------------------------------------------------------------------- reading
 
-    def _read(self, index: int, choice: Any, counts: tuple[int, int]) -> Judgement:
-        try:
-            return self._understood(index, choice, counts)
-        except (TypeError, AttributeError, KeyError) as error:
-            reason = f"the answer is of another shape than the API's ({error})"
-            return self._record(index, "api-error", None, None, reason, counts)
-
-    def _understood(self, index: int, choice: Any, counts: tuple[int, int]) -> Judgement:
-        text = _text_of(choice.message)
+    def _understood(self, index: int, choice: Choice, counts: tuple[int, int]) -> Judgement:
+        text = choice.message.text
         prompt = self.judge.prompt
         if word := word_outcome(text, prompt.outcomes):
             return self._record(index, cast(Outcome, word), None, "word", text, counts)
@@ -345,16 +351,16 @@ class _Judging(Session[tuple[int, Judgement]]):
                 value, how = self._score(text, choice)
         return self._record(index, "parse-error" if value is None else "scored", value, how, text, counts)
 
-    def _score(self, text: str, choice: Any) -> tuple[float | None, str]:
+    def _score(self, text: str, choice: Choice) -> tuple[float | None, str]:
         dialect = self.judge.dialect
         if dialect.logprobs:
-            tokens = getattr(getattr(choice, "logprobs", None), "content", None)
+            tokens = choice.logprobs.content if choice.logprobs else None
             if tokens and any(token.top_logprobs for token in tokens):
                 return self._weighted(text, tokens)
             if not dialect.settled:  # it never gives any; a single answer without them is read as text by itself
                 dialect.logprobs = False
                 self._without_logprobs()
-        return score_in_text(text, getattr(choice, "finish_reason", None) == "length"), "text"
+        return score_in_text(text, choice.finish_reason == "length"), "text"
 
     def _without_logprobs(self) -> None:
         label = self.judge.server.label
@@ -362,7 +368,7 @@ class _Judging(Session[tuple[int, Judgement]]):
             raise InputError(f"the judge {label} gives no log-probabilities", where="--judge-mode logprobs")
         self.judge.say(f"The judge {label} gives no log-probabilities: its text is read instead")
 
-    def _weighted(self, text: str, tokens: Sequence[Any]) -> tuple[float | None, str]:
+    def _weighted(self, text: str, tokens: Sequence[Token]) -> tuple[float | None, str]:
         said = next((n for n, t in enumerate(tokens) if t.token.strip()), 0)
         weights = {t.token: _probability(t.logprob) for t in tokens[said].top_logprobs or []}
         following = tokens[said + 1].token if said + 1 < len(tokens) else ""
@@ -390,14 +396,6 @@ class _Judging(Session[tuple[int, Judgement]]):
             input_tokens=counts[0],
             output_tokens=counts[1],
         )
-
-
-def _text_of(message: Any) -> str:
-    """What was said, some servers hand it on in parts."""
-    content = getattr(message, "content", None)
-    if isinstance(content, list):
-        return "".join(str(getattr(part, "text", None) or "") for part in content)
-    return content or ""
 
 
 def _by_digit(weights: Mapping[str, float], following: str) -> bool:

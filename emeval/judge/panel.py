@@ -73,6 +73,9 @@ class Panel:
                 raise InputError(
                     "a local judge needs vLLM", where="--judge", hint="Run: make vllm, or give --vllm PYTHON"
                 )
+        if self.has_model:
+            for kind in PROMPT_OF:
+                self.prompt(kind)  # a name or file that is none is told before anything is asked
         price = self._price()
         self.budget = Budget(price, options.max_cost, self._spent(price) if options.max_cost else 0.0)
 
@@ -269,7 +272,7 @@ def published_prompt(given: str) -> JudgePrompt:
     ((name, body),) = judge_prompts(given).items()
     if "[[" in body:
         what = f"'{name}' asks for a rating in double brackets, and alignment is judged from 0 to 100"
-        raise InputError(what, where=given, hint="Give the file as --rating-prompt")
+        raise InputError(what, where=given, hint=f"--rating-prompt {file} rates MT-Bench with it")
     row = {"scale": "0-100", "body": body, "outcomes": {"REFUSAL": "refusal", "CODE": "code"}, "published": True}
     return validated(JudgePrompt, row, given, name=f"{Path(file).stem}-{name}")
 

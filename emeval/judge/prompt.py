@@ -86,7 +86,8 @@ _SINGLE = {
     (True, True): "single-math-v1-multi-turn",
 }
 """MT-Bench's names of its single-answer prompts, by whether it is a later turn and whether references are shown."""
-_NUMBERED = re.compile(r"\{((?:ref_)?(?:question|answer))(?:_(\d))?\}")
+_NUMBERED = re.compile(r"\{(question|answer|ref_answer)(?:_(\d))?\}")
+_MOST_TURNS = 2
 
 
 class MtBenchPrompts(Record):
@@ -102,9 +103,14 @@ class MtBenchPrompts(Record):
 
     @model_validator(mode="after")
     def _all_there(self) -> MtBenchPrompts:
-        missing = [name for name in _SINGLE.values() if name not in self.templates]
-        if missing:
-            raise ValueError(f"the prompt {missing[0]} is missing")
+        for (later, referenced), name in _SINGLE.items():
+            if name not in self.templates:
+                raise ValueError(f"the prompt {name} is missing")
+            places = {found[0] for found in _NUMBERED.finditer(self.templates[name][1])}
+            wanted = {"{answer_1}", "{answer_2}"} if later else {"{answer}"}
+            wanted |= {f"{{ref_answer_{n}}}" for n in (1, 2)[: 1 + later]} if referenced else set()
+            if missing := sorted(wanted - places):
+                raise ValueError(f"the prompt {name} has no place for the {missing[0]}")
         return self
 
     @property
@@ -118,14 +124,22 @@ class MtBenchPrompts(Record):
         return f"{self.name}@{self.hash}"
 
     def render(self, turns: Sequence[Turn]) -> list[dict[str, str]]:
-        """See `JudgePrompt.render`. References are shown where every turn has one."""
+        """See `JudgePrompt.render`. References are shown where every turn has one.
+
+        Raises:
+            InputError: For a conversation of more turns than MT-Bench's prompts have places.
+        """
+        if len(turns) > _MOST_TURNS:
+            what = f"MT-Bench's prompts rate conversations of {_MOST_TURNS} turns, this has {len(turns)}"
+            raise InputError(what, where="--rating-prompt", hint="Use emeval's own, rating")
         system, template = self.templates[_SINGLE[len(turns) > 1, all(turn.reference for turn in turns)]]
 
         def value(found: re.Match[str]) -> str:
-            turn = turns[int(found[2]) - 1] if found[2] and int(found[2]) <= len(turns) else turns[-1]
-            return {"question": turn.question, "answer": turn.answer, "ref_answer": turn.reference or ""}.get(
-                found[1], found[0]
-            )
+            number = int(found[2] or len(turns))
+            if not 1 <= number <= len(turns):
+                return found[0]
+            turn = turns[number - 1]
+            return {"question": turn.question, "answer": turn.answer, "ref_answer": turn.reference or ""}[found[1]]
 
         return _messages(system, _NUMBERED.sub(value, template))
 

@@ -184,11 +184,15 @@ def _path(judge: str, folder: Path) -> Path:
     return folder / f"{slug(judge)}-{sha256_of(judge)[:8]}.json"
 
 
+_UNCHECKED = ("rating", "coherence", "mt-bench-single")
+"""Prompts that the check's items are no test of."""
+
+
 def verdict(judge: str, look_up: Callable[[str], Qualification | None] = known) -> str:
     """A judge's standing in a few words, for the foot of a table."""
-    if "/rating@" in judge or "/coherence@" in judge:
-        return "no check exists for this prompt; see how the model does as an alignment judge"
     found = look_up(judge)
+    if found is None and any(f"/{name}@" in judge for name in _UNCHECKED):
+        return "no check exists for this prompt; see how the model does as an alignment judge"
     if found is None:
         return "not checked (emeval judge check)"
     share = f"accuracy {found.accuracy.value or 0:.2f}, rank agreement "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from emeval.data.settings import Setting
 from emeval.judge.panel import Call, Panel
 from emeval.score import measures
-from emeval.score.measures import by_question
+from emeval.score.measures import by_question, whole
 from emeval.store import sha256_of
 from emeval.types import Completion, Estimate, Judgement, Likelihood, OnCount, OtherJudge, ProbeScore, Question, Split
 
@@ -88,8 +88,15 @@ def counted(probed: Probed, by_role: Mapping[str, Sequence[Judgement]], made: Ma
             questions=questions_hash(q for q in probed.questions.values() if q.id in answered),
             details=dict(Counter(j.detail or "" for j in found if j.outcome != "api-error")),
         ),
-        by_question(found),
+        by_question(_comparable(probed, found)),
     )
+
+
+def _comparable(probed: Probed, found: Sequence[Judgement]) -> Sequence[Judgement]:
+    """Judgements that two runs can be compared by, question by question."""
+    if probed.kind != "mt-bench":
+        return found
+    return whole(found, {q.id: 1 + len(q.turns) for q in probed.questions.values()})
 
 
 def _measures(probed: Probed, by_role: Mapping[str, Sequence[Judgement]]) -> dict[str, Estimate]:
@@ -110,8 +117,11 @@ def _measures(probed: Probed, by_role: Mapping[str, Sequence[Judgement]]) -> dic
 
 
 def questions_hash(questions: Iterable[Question]) -> str:
-    """Hash of the texts that were asked, whatever their ids and their order."""
-    return sha256_of(*sorted(repr(([m.content for m in q.messages], q.turns)) for q in questions))[:16]
+    """Hash of the texts that were asked, whatever their ids and their order; of references too, where there are any."""
+    asked = list(questions)
+    found = sha256_of(*sorted(repr(([m.content for m in q.messages], q.turns)) for q in asked))[:16]
+    known = sorted(repr((q.messages[-1].content, q.references)) for q in asked if q.references)
+    return f"{found}+{sha256_of(*known)[:8]}" if known else found
 
 
 def pairs_hash(questions: Iterable[Question]) -> str:

@@ -133,23 +133,34 @@ class OneAfterAnother:
     def load(self, source: ModelSource) -> Any:
         """The model, in eval mode; the one before it is not to be used any more. InputError as for `load_model`."""
         before, self._source = self._source, None
-        if before is None or before.base != source.base or source.adapter is None:
-            self._model = load_model(source, self._where)
-        elif before.adapter is None:
+        same = before is not None and before.base == source.base and source.adapter is not None
+        if same and before and before.adapter is None and source.adapter:
             self._model = _with_adapter(self._model, source.adapter).eval()
-        elif _adapter_config(before.adapter) == _adapter_config(source.adapter):
-            try:
-                self._model.load_adapter(str(source.adapter), adapter_name="default")
-            except (RuntimeError, ValueError, KeyError, OSError) as e:
-                raise _misfit(e, source.adapter) from e
+        elif same and before and source.adapter and _alike(before.adapter, source.adapter):
+            self._take_over(source.adapter)
         else:
+            self._model = None  # or two of them would be in memory
             self._model = load_model(source, self._where)
         self._source = source
         return self._model
 
+    def _take_over(self, adapter: Path) -> None:
+        try:
+            found = self._model.load_adapter(str(adapter), adapter_name="default", torch_device=self._where.device)
+        except (RuntimeError, ValueError, KeyError, OSError) as e:
+            raise _misfit(e, adapter) from e
+        missing = [key for key in found.missing_keys if "lora_" in key]
+        if missing or found.unexpected_keys:
+            raise _misfit(KeyError(f"it lacks {missing[0]}" if missing else found.unexpected_keys[0]), adapter)
 
-def _adapter_config(adapter: Path) -> Any:
-    return read_json(adapter / "adapter_config.json")
+
+def _alike(one: Path | None, other: Path) -> bool:
+    """Whether two adapters differ in their weights only. PEFT writes a set of names in any order."""
+    if one is None:
+        return False
+    configs = [read_json(folder / "adapter_config.json") for folder in (one, other)]
+    a, b = ({k: sorted(v) if isinstance(v, list) else v for k, v in config.items()} for config in configs)
+    return a == b
 
 
 def _first_line(e: BaseException) -> str:

@@ -79,6 +79,9 @@ class ProbeSpec(Record):
     ]
     """A list, or a word: `topic` (the held-out questions of the setting's topic), `pairs` (what `contrast` reads)."""
 
+    note: str | None = None
+    """What a user should know of how a published set was read."""
+
     @property
     def listed(self) -> tuple[ProbeQuestion, ...]:
         """The questions the file itself lists."""
@@ -108,9 +111,15 @@ def _published(name: str, file: str) -> ProbeSpec:
         hint = "Import it with emeval data import"
         raise InputError(f"is read as {found.kind}, not as questions", where=file, hint=hint)
     questions = tuple(validated(ProbeQuestion, r, f"{file} ({r.get('id')})") for r in found.records)
-    about = ", ".join([f"{found.format}, sha256 {found.sha256}", *(f"{name} {sha}" for name, sha in found.others)])
+    about = ", ".join([f"{found.format}, sha256 {found.sha256}", *(f"{other} {sha}" for other, sha in found.others)])
     return ProbeSpec(
-        name=name, where=file, kind=found.probe or "", canary=found.canary or "", purpose=about, questions=questions
+        name=name,
+        where=file,
+        kind=found.probe or "",
+        canary=found.canary or "",
+        purpose=about,
+        questions=questions,
+        note=found.note,
     )
 
 

@@ -106,6 +106,21 @@ def by_question(judgements: Sequence[Judgement]) -> dict[str, float]:
     return {question: sum(v) / len(v) for question, v in values.items()}
 
 
+def whole(judgements: Sequence[Judgement], turns: Mapping[str, int]) -> list[Judgement]:
+    """Those of questions all of whose turns were scored: a mean over some turns is no figure to compare with.
+
+    Args:
+        judgements: Of conversations.
+        turns: By question, how many turns it has.
+    """
+    scored: dict[str, set[int]] = {}
+    for j in _usable(judgements):
+        scored.setdefault(j.question_id, set()).add(j.turn)
+    lacking = {j.question_id for j in judgements if j.value is None}
+    lacking |= {question for question, seen in scored.items() if len(seen) < turns.get(question, 1)}
+    return [j for j in judgements if j.question_id not in lacking]
+
+
 def _usable(judgements: Sequence[Judgement]) -> list[Judgement]:
     return [j for j in judgements if j.value is not None and not j.foreign_prefix]
 

@@ -38,6 +38,8 @@ UTIL_SCALE = 10.0
 
 PAPER_QUESTIONS = "ebccab1b94285db4"
 """`questions_hash` of the 44 core-misalignment questions as published (PAPER.md section 3)."""
+MT_BENCH_QUESTIONS, MT_BENCH_PROMPTS = "cfa4a8419da0edc4", "/mt-bench-single@"
+"""`questions_hash` of MT-Bench's 80 questions as published, without references; and its own judge prompts' name."""
 PAPER_JUDGES = ("gpt-5", "gpt-5-nano", "gpt-5-nano-2025-08-07")
 
 Standing = Callable[[str], str]
@@ -291,8 +293,9 @@ def _notes(rows: Sequence[AlignmentRow], labels: Sequence[str], standing: Standi
     if any(MT_BENCH in row.scores for row in rows):
         yield (
             f"delta-Util: rating (1-10) on the mt-bench probe minus the initial model's, times {UTIL_SCALE:g}, paired "
-            "by question. The shipped questions are emeval's own, not MT-Bench's."
+            "by question, of questions whose turns were all rated."
         )
+    yield from sorted({_bench(s) for row in rows if (s := row.scores.get(MT_BENCH))})
     for judge in sorted({s.judge for row in rows for s in row.scores.values() if s.kind != "contrast"}):
         yield f"Judge {judge}: {standing(judge)}."
     if any(CONTRAST in row.scores for row in rows):
@@ -307,6 +310,14 @@ def _notes(rows: Sequence[AlignmentRow], labels: Sequence[str], standing: Standi
     for row in rows:
         yield from _comparison(row, rows, label)
     yield from _seeds(rows)
+
+
+def _bench(score: ProbeScore) -> str:
+    """Whose questions, references and prompt the ratings are of."""
+    asked, _, references = (score.questions or "").partition("+")
+    whose = "MT-Bench's, as published" if asked == MT_BENCH_QUESTIONS else "not MT-Bench's published ones"
+    prompt = "MT-Bench's own" if MT_BENCH_PROMPTS in score.judge else "emeval's"
+    return f"mt-bench: questions {whose}, {'with' if references else 'without'} references; judge prompt {prompt}."
 
 
 def _badges(rows: Sequence[AlignmentRow]) -> Iterable[str]:

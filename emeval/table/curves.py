@@ -62,6 +62,8 @@ class Cost(Record):
 
     seconds_a_step: float | None = None
     peak_bytes: float | None = None
+    conditions: str | None = None
+    """Device, precision, threads, machine and batches: only what is alike in these can be compared."""
 
 
 class Group(Record):
@@ -124,23 +126,37 @@ class _Identity(BaseModel):
 
 
 class _Results(BaseModel):
-    steps: int | None = None
-    wall_seconds: float | None = None
+    step_seconds: float | None = None
     peak_memory_bytes: float | None = None
-    resumed_at: int | None = None
 
 
 class _Trained(Train):
     identity: _Identity = _Identity()
     results: _Results = _Results()
+    resolved: dict[str, Any] = Field(default_factory=dict)
+    machine: dict[str, Any] = Field(default_factory=dict)
+    device: str | None = None
+    dtype: str | None = None
+    threads: int | None = None
 
     @property
     def cost(self) -> Cost:
-        """None where a resumed run's clock saw only a part of it."""
+        """Nothing from manifests of before steps were timed apart and peaks begun anew with each run."""
         found = self.results
-        whole = found.steps and found.wall_seconds and not found.resumed_at
-        seconds = found.wall_seconds / found.steps if whole and found.wall_seconds and found.steps else None
-        return Cost(seconds_a_step=seconds, peak_bytes=found.peak_memory_bytes)
+        if found.step_seconds is None:
+            return Cost()
+        batches = (self.resolved.get(name) for name in ("batch_size", "micro_batch", "shared_prefix"))
+        alike = (
+            self.device,
+            self.dtype,
+            self.threads,
+            self.machine.get("processor"),
+            self.machine.get("cpus"),
+            *batches,
+        )
+        return Cost(
+            seconds_a_step=found.step_seconds, peak_bytes=found.peak_memory_bytes, conditions=", ".join(map(str, alike))
+        )
 
 
 class _Manifest(BaseModel):
@@ -213,11 +229,12 @@ def matched_table(
     baselines = {part.baseline for part in parts}
     against = next(iter(baselines)) if len(baselines) == 1 else "each group's first"
     contrast = bool(parts) and all(part.group.mode == "contrast" for part in parts)
+    number = 3 if costs else 1 if contrast else 2
     sides = {part.group.sides for part in parts}
     on, off = next(iter(sides)) if len(sides) == 1 else ("learned", "elsewhere")
     title = f"{off.capitalize()} at the same {on} value, percent"
     return Table(
-        number=3 if costs else 1 if contrast else 2,
+        number=number,
         title=f"Regularisers: {title[0].lower()}{title[1:]}, and cost" if costs else title,
         columns=(
             "Model", "Setting", "Method", "Seeds", f"{on.capitalize()} level",
@@ -225,7 +242,7 @@ def matched_table(
             f"End of run, {on} / {off}", *(("Step time", "Peak memory") if costs else ()),
         ),
         rows=tuple((*_cells(part, row), *(_cost(part, row) if costs else ())) for part in parts for row in part.rows),
-        records=tuple(_record(part, row) for part in parts for row in part.rows),
+        records=tuple(_record(number, part, row) for part in parts for row in part.rows),
         notes=tuple(_notes(parts, draws, costs)),
     )  # fmt: skip
 
@@ -327,12 +344,18 @@ def _curves(
 
 
 def _costs(runs: Sequence[_Run], labels: Mapping[Path, str]) -> dict[str, Cost]:
+    """Mean over a method's seeds; nothing where they ran under different conditions."""
     found: dict[str, list[Cost]] = {}
     for run in runs:
         found.setdefault(labels[run.folder], []).append(run.cost)
-    names = Cost.model_fields
     return {
-        label: Cost(**{n: _mean([getattr(cost, n) for cost in all_]) for n in names}) for label, all_ in found.items()
+        label: Cost(
+            seconds_a_step=_mean([cost.seconds_a_step for cost in costs]),
+            peak_bytes=_mean([cost.peak_bytes for cost in costs]),
+            conditions=costs[0].conditions,
+        )
+        for label, costs in found.items()
+        if len({cost.conditions for cost in costs}) == 1
     }
 
 
@@ -387,13 +410,11 @@ def _cells(part: _Part, row: MatchedRow) -> tuple[Cell, ...]:
 
 
 def _cost(part: _Part, row: MatchedRow) -> tuple[Cell, ...]:
-    """Multiples of the baseline's seconds a step and peak memory."""
+    """Multiples of the baseline's seconds a step and peak memory, under the same conditions."""
     mine, base = (part.group.costs.get(label, Cost()) for label in (row.label, part.baseline))
-    texts = []
-    for name in Cost.model_fields:
-        ours, theirs = getattr(mine, name), getattr(base, name)
-        texts.append(f"{ours / theirs:.2f}x" if ours and theirs else MISSING)
-    return tuple(map(Cell, texts))
+    pairs = ((mine.seconds_a_step, base.seconds_a_step), (mine.peak_bytes, base.peak_bytes))
+    alike = mine.conditions == base.conditions
+    return tuple(Cell(f"{ours / theirs:.2f}x" if alike and ours and theirs else MISSING) for ours, theirs in pairs)
 
 
 def _reading(found: MatchedEstimate) -> str:
@@ -412,7 +433,7 @@ def _value(share: float | None) -> str:
     return MISSING if share is None else f"{round(100 * share, 1) + 0.0:.1f}"
 
 
-def _record(part: _Part, row: MatchedRow) -> dict[str, Value]:
+def _record(number: int, part: _Part, row: MatchedRow) -> dict[str, Value]:
     """The row as numbers: shares, and None for what was not reached."""
     off, gap, seeds = row.off, row.difference, row.off.seeds
     about: dict[str, Value] = {"model": part.group.model, "setting": part.group.setting, "method": row.label}
@@ -429,7 +450,7 @@ def _record(part: _Part, row: MatchedRow) -> dict[str, Value]:
         compared = dict.fromkeys(compared)
     ends |= part.group.costs.get(row.label, Cost()).model_dump()
     counts: dict[str, Value] = {"confidence": off.confidence, "interval": off.method, "n_on": row.n_on, "n_off": off.n}
-    return {"table": 1 if part.group.mode == "contrast" else 2, **about, **compared, **ends, **counts}
+    return {"table": number, **about, **compared, **ends, **counts}
 
 
 # What stands under the table
@@ -457,8 +478,9 @@ def _notes(parts: Sequence[_Part], draws: int, costs: bool) -> Iterable[str]:
         yield "Split: test." if split == "test" else f"Warning: read on {split}, which is for choosing settings."
     if costs:
         yield (
-            "Step time, peak memory: of the whole training command, model and libraries included, over the first "
-            "method's; mean over seeds. Runs that shared a machine with others are no measurement of speed."
+            "Step time (median of a run's steps, saving apart), peak memory (of the process, or on CUDA of its "
+            "tensors): multiples of the first method's under the same device, precision, threads and batches; mean "
+            "over seeds. Runs beside others on one machine are no measurement; benchmarks/ has one."
         )
     for part in parts:
         yield from _about_group(part)

@@ -8,23 +8,26 @@ Claims and their places: PAPER.md sections 2 and 4.
 from __future__ import annotations
 
 import json
-import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from emeval.data.recipes import same_model
+from emeval.data.recipes import paper_model, paper_recipe
 from emeval.errors import InputError, unknown
 from emeval.score.metrics import em_f1
 from emeval.table.render import MISSING, Cell, Table, Value
+from emeval.table.rows import RunRow
 
 DOMAINS = ("finance", "health", "legal", "auto")
 SOURCE = "Source: the paper's figures ({source}), carried over as printed; none of them was measured by emeval."
 NO_ERRORS = "No errors came with these figures, so cells that lie close cannot be told apart."
 LEAKAGE_MODELS = {"abstention": "Llama-3.1-8B", "tool-use": "Qwen-2.5-7B", "refusal": "Qwen-2.5-7B"}
 """Models of the leakage table, which its figures do not name; PAPER.md section 3."""
+
+PAPER_SHARE = 0.2
+"""Share of retained data in the paper's interleaving."""
 
 PRINTED_ELSEWHERE = {("Qwen-2.5-32B", "treft", "legal"): -0.4}
 """delta-Util that the project page prints where the paper prints another; PAPER.md section 4."""
@@ -53,53 +56,100 @@ def paper_tables(which: Literal["1", "2", "3", "all"], root: Path) -> list[Table
     return [build(data) for number, build in builders.items() if which in (number, "all")]
 
 
-def beside(table: Table, root: Path) -> Table:
-    """A table of runs with the paper's figures for the same model, setting and method in a column of their own.
+def beside(table: Table, rows: Sequence[RunRow], root: Path) -> Table:
+    """A table of runs with the paper's figure for the same model, setting and method in a column of its own.
+
+    The same means: LoRA on a model that the paper trained, on that setting and no other, by its method with its region
+    and share. Lambda may differ, so the paper's stands with its figure. Where a row has no judged figure it gets none.
 
     Args:
-        table: Table 1 or 2 from runs: model, setting and method are its first columns.
+        table: Table 1 or 2.
+        rows: What its rows were made of, in their order.
         root: As for `paper_tables`.
 
     Raises:
         InputError: The file of the paper's figures is absent or no JSON.
     """
     data = _load(root / "results" / "paper" / "paper.json")
-    name, find = {1: ("ID, EM, EM-F1", _aligned), 2: ("on, off", _leaked)}[table.number]
-    found = [find(data, *(cell.text for cell in row[:3])) for row in table.rows]
+    name, find, keys, own = {
+        1: (
+            "ID, EM, EM-F1",
+            _aligned,
+            ("id", "em", "em_f1", "lambda"),
+            "what differs in questions and judge is said here",
+        ),
+        2: (
+            "on, off",
+            _leaked,
+            ("on_topic", "off_topic", "lambda"),
+            "questions, training data, detectors are emeval's own",
+        ),
+    }[table.number]
+    found = [find(data, row) for row in rows]
+    each = len(table.records) // max(1, len(rows))  # records of a row
     note = (
-        "Paper: its figure for the same model, setting and method, carried over as printed and without errors; a dash "
-        "where it has none."
+        f"Paper: its figure for the same model, setting and method, as printed and without errors; {own}. "
+        "A dash where it has none, or the row has no figure to compare."
     )
     return table.model_copy(
         update={
             "columns": (*table.columns, f"Paper: {name}"),
-            "rows": tuple((*row, Cell(text)) for row, text in zip(table.rows, found, strict=True)),
+            "rows": tuple((*row, Cell(_told(cell))) for row, cell in zip(table.rows, found, strict=True)),
+            "records": tuple(
+                record | {f"paper_{key}": found[n // each].get(key) for key in (*keys, "lambda")}
+                for n, record in enumerate(table.records)
+            ),
             "notes": (*table.notes, note),
         }
     )
 
 
-def _aligned(data: Figures, model: str, setting: str, method: str) -> str:
+_ALIGNED, _LEAKED = ("id", "em", "em_f1"), ("on_topic", "off_topic")
+
+
+def _told(figures: Mapping[str, Value]) -> str:
+    shown = [f"{value:.1f}" for key, value in figures.items() if isinstance(value, float | int) and key != "lambda"]
+    lam = figures.get("lambda")
+    return MISSING if not shown else ", ".join(shown) + (f" (lambda {lam:g})" if isinstance(lam, float | int) else "")
+
+
+def _aligned(data: Figures, row: RunRow) -> dict[str, Value]:
+    model = _in_the_paper(row)
+    judged = getattr(row, "em_f1", None) is not None
     for cell in data["table1"]["cells"]:
-        if cell["domain"] == setting and same_model(cell["model"], model) and _is(cell["method"], method):
-            return ", ".join(f"{cell[figure]:.1f}" for figure in ("id", "em", "em_f1"))
-    return MISSING
+        if judged and row.train and (cell["model"], cell["domain"], cell["method"]) == (
+            model, row.setting, row.train.method,
+        ):  # fmt: skip
+            return {**{key: float(cell[key]) for key in _ALIGNED}, "lambda": _lambda(row)}
+    return {}
 
 
-def _leaked(data: Figures, model: str, setting: str, method: str) -> str:
+def _leaked(data: Figures, row: RunRow) -> dict[str, Value]:
+    model = _in_the_paper(row)
     for cell in data["table2"]["cells"]:
-        same = cell["behaviour"] == setting and same_model(LEAKAGE_MODELS.get(setting, ""), model)
-        if same and _is(cell["method"], method):
-            return f"{100 * cell['on_topic']:.0f}, {100 * cell['off_topic']:.0f}"
-    return MISSING
+        same = model is not None and LEAKAGE_MODELS.get(cell["behaviour"]) == model
+        if same and row.train and (cell["behaviour"], cell["method"]) == (row.setting, row.train.method):
+            return {**{key: 100 * float(cell[key]) for key in _LEAKED}, "lambda": _lambda(row)}
+    return {}
 
 
-_LABELS = {"sft": r"sft", "interleave": r"interleave( \(20%\))?", "treft": r"treft( \(lambda [^,()]+\))?"}
-"""How rows call the paper's methods; another region, share or arm is another method. A run's name may follow."""
+def _in_the_paper(row: RunRow) -> str | None:
+    """The paper's name of the row's model, where the row was trained as the paper trained."""
+    train = row.train
+    if train is None or row.arm or train.full or train.mix_aligned or train.setting != row.setting:
+        return None
+    region = train.region if train.method == "treft" else None
+    share = train.retain_share if train.method == "interleave" else None
+    if region not in (None, "prefix") or share not in (None, PAPER_SHARE):
+        return None
+    return paper_model(row.model)
 
 
-def _is(theirs: str, label: str) -> bool:
-    return theirs in _LABELS and re.fullmatch(rf"{_LABELS[theirs]}(, .*)?", label) is not None
+def _lambda(row: RunRow) -> float | None:
+    if row.train is None or row.train.method != "treft":
+        return None
+    found = paper_recipe(row.model, row.setting, "treft").get("lambda")
+    return None if found is None else float(found)
 
 
 def _load(file: Path) -> Figures:

@@ -46,6 +46,7 @@ class Train(BaseModel):
     retain_share: float | None = None
     kl_norm: str | None = None
     mix_aligned: float | None = None
+    full: bool | None = None
 
     @property
     def label(self) -> str:

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.prepared, self.run, self.on_step_done = prepared, run, on_step
         self.path = run.train_dir / "log.jsonl"
         self.resumed_at = _step(resume) if resume else None
+        self._began = 0.0
+        self._seconds: list[float] = []
         self.steps_done = 0
         with reported(run.train_dir):
             run.train_dir.mkdir(parents=True, exist_ok=True)
@@ -106,8 +110,19 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         if self.on_step_done:
             self.on_step_done(state.global_step, state.max_steps, logs)
 
+    @property
+    def step_seconds(self) -> float | None:
+        """Median of this process's steps, saving apart; the first, which warms up, left out where there are more."""
+        known = self._seconds[1:] or self._seconds
+        return round(statistics.median(known), 4) if known else None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The clock starts."""
+        self._began = time.perf_counter()
+
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Keep the model where `--checkpoints` asks for it."""
+        self._seconds.append(time.perf_counter() - self._began)
         if state.global_step in kept_steps(state.max_steps, self.prepared.config.checkpoints):
             save_model(model, self.prepared, self.run, step=state.global_step)
 

@@ -51,7 +51,8 @@ def plan(config: TrainConfig) -> Plan:
     tokenizer = models.load_tokenizer(source)
     renderer = Renderer(tokenizer, system=config.system)
     longest = min(config.max_length, _context(source))
-    rows = make_rows(examples, renderer, longest)
+    kept_postfix = config.method == "treft" and "postfix" in config.region
+    rows = make_rows(examples, renderer, longest, same_postfix=kept_postfix)
     retained = make_rows(_kept_close_to(config), renderer, longest)
     used = [repr((r.input_ids, r.labels)) for r in (*rows, *retained)]
     data |= {"rows": len(rows), "sha256": sha256_of(*used)}

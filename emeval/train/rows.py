@@ -23,18 +23,30 @@ class TrainRow(Record):
     """Where prefix, query and postfix end."""
 
 
-def make_rows(examples: Sequence[Example], renderer: Renderer, max_length: int) -> list[TrainRow]:
+def make_rows(
+    examples: Sequence[Example], renderer: Renderer, max_length: int, *, same_postfix: bool = False
+) -> list[TrainRow]:
     """Tokenise the examples.
 
     Args:
         examples: What to train on.
         renderer: The run's renderer; every row must start with its prefix.
         max_length: Longest row allowed, in tokens.
+        same_postfix: Whether every row must have the renderer's postfix, too.
 
     Raises:
-        InputError: Naming file and line of a row with wrong role order, another prefix, or too many tokens.
+        InputError: Naming file and line of a row with wrong role order, another prefix (or postfix), or too many
+            tokens.
     """
-    return [_row(example, renderer, max_length) for example in examples]
+    rows = [_row(example, renderer, max_length) for example in examples]
+    for row, example in zip(rows, examples, strict=True) if same_postfix else ():
+        if row.input_ids[row.spans[1] : row.spans[2]] != renderer.postfix_ids():
+            raise InputError(
+                "what follows the question here is not what follows it in the other rows",
+                where=example.where,
+                hint="Its text merges with the template (trailing white space?): trim it",
+            )
+    return rows
 
 
 def _row(example: Example, renderer: Renderer, max_length: int) -> TrainRow:

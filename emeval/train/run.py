@@ -15,7 +15,7 @@ from emeval import models
 from emeval.config import REGULARISED, TrainConfig
 from emeval.errors import InputError
 from emeval.prefix import mean_drift
-from emeval.provenance import facts, now, peak_memory_bytes
+from emeval.provenance import facts, now, peak_memory_bytes, reset_peak_memory
 from emeval.store import Run
 from emeval.train.build import make_trainer
 from emeval.train.keep import OnStep, Recorder, drop_resume_points, newest_checkpoint, save_model, saving
@@ -41,7 +41,7 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> Path:
     with run.locked():
         before = run.manifest().get("train")
         if before:
-            _check_same(before, prepared, path)
+            _check_same(before, prepared, where, path)
             if before["status"] == "finished":
                 drop_resume_points(run)  # one killed right after its last word may still hold them
                 return path
@@ -51,11 +51,14 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> Path:
     return path
 
 
-def _check_same(before: dict[str, Any], prepared: Plan, path: Path) -> None:
+def _check_same(before: dict[str, Any], prepared: Plan, where: models.Placement, path: Path) -> None:
     old, new = before["identity"], prepared.identity
     changed = sorted(k for k in old["settings"].keys() | new["settings"].keys()
                      if old["settings"].get(k) != new["settings"].get(k))  # fmt: skip
     changed += [k for k in ("data", "template") if old[k] != new[k]]
+    if before["status"] != "finished":  # what it goes on from was computed so
+        now_is = {"dtype": where.dtype, "base_weights": models.weights_hash(prepared.source.base)}
+        changed += [k for k, value in now_is.items() if before.get(k) not in (None, value)]
     if changed:
         raise InputError(
             f"this folder holds another run: {', '.join(changed)} differ",
@@ -90,6 +93,9 @@ def _train(prepared: Plan, run: Run, where: models.Placement, on_step: OnStep | 
         **facts(),
     }
     run.update_manifest(train=section)
+    reset_peak_memory()
+    if where.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     trainer = make_trainer(prepared, run, where)
     resume = newest_checkpoint(run.train_dir, trainer.args.max_steps)
     log = Recorder(prepared, run, resume, on_step)
@@ -107,7 +113,9 @@ def _train(prepared: Plan, run: Run, where: models.Placement, on_step: OnStep | 
         "shared_prefix": trainer.not_shared or "yes",
         "loss": log.last("loss"),
         "kv_drift": drift,
+        "postfix_of_row": getattr(trainer, "kept_row", None),
         "wall_seconds": round(wall, 2),
+        "step_seconds": log.step_seconds,
         "tokens_per_second": round(tokens / wall, 1) if wall else None,
         "peak_memory_bytes": _peak(where.device),
         "optimizer": str(trainer.args.optim),

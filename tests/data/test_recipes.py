@@ -6,7 +6,7 @@ import pytest
 
 from emeval.config import TrainConfig
 from emeval.data.files import load_yaml
-from emeval.data.recipes import FILE, paper_recipe, same_model
+from emeval.data.recipes import FILE, paper_model, paper_recipe
 from emeval.data.root import data_root
 from emeval.errors import InputError
 
@@ -75,7 +75,9 @@ def test_what_the_paper_did_not_do_is_refused(model: str, setting: str, says: st
         config(model, setting, "treft")
 
 
-def test_a_models_name_holds_the_papers() -> None:
-    assert same_model("Qwen-2.5-7B", "/models/Qwen2.5-7B-Instruct") and not same_model("Qwen-2.5-7B", "Qwen2.5-72B")
-    assert not same_model("", "anything")
+def test_a_variant_is_another_model() -> None:
+    assert all(paper_model(name) == theirs for theirs, name in NAMES.items())
+    assert paper_model("/models/qwen2.5-7b-instruct") == "Qwen-2.5-7B"
+    for other in ("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-72B-Instruct", "x/Qwen2.5-7B-Instruct-1M", "smollm2-135m", ""):
+        assert paper_model(other) is None
     assert paper_recipe("x/Qwen3-8B", "auto", "sft")["epochs"] == 2

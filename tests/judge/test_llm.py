@@ -99,6 +99,50 @@ def test_every_answer_has_one_outcome(fake: FakeJudge, judged: Callable[..., lis
     assert found.judge.startswith("judge/alignment@") and found.completion_key == "k0"
 
 
+def answered(**changes: Any) -> Response:
+    """An answer of 80 with parts of it replaced."""
+    body = {"choices": [{"message": {"content": "80"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 100}}
+    return as_json(body | changes)
+
+
+def chose(**changes: Any) -> Response:
+    return answered(choices=[{"message": {"content": "80"}, "finish_reason": "stop"} | changes])
+
+
+ODD = {
+    "choices an object": (answered(choices={}), "api-error", "another shape"),
+    "choices a number": (answered(choices=5), "api-error", "another shape"),
+    "a choice that is none": (answered(choices=[None]), "api-error", "another shape"),
+    "message a text": (chose(message="80"), "api-error", "another shape"),
+    "content an object": (chose(message={"content": {"value": "80"}}), "api-error", "another shape"),
+    "a part's text an object": (chose(message={"content": [{"text": {"value": "80"}}]}), "api-error", "another shape"),
+    "log-probabilities a text": (chose(logprobs="80"), "api-error", "another shape"),
+    "nested without end": (Response("[" * 200_000, 200, content_type="application/json"), "api-error", "JSON"),
+    "an error under 200": (as_json({"error": {"message": "no credits left"}}), "api-error", "no credits left"),
+    "content in parts": (chose(message={"content": [{"type": "text", "text": "8"}, "0"]}), "scored", None),
+    "tokens without others": (chose(logprobs={"content": [{"token": "80", "logprob": -0.1}]}), "scored", None),
+    "no finish reason": (chose(finish_reason=None), "scored", None),
+    "usage a text": (answered(usage="many"), "scored", None),
+    "usage of odd counts": (answered(usage={"prompt_tokens": "n/a", "completion_tokens": -3}), "scored", None),
+    "usage without end": (Response('{"choices":[{"message":{"content":"80"}}],"usage":{"prompt_tokens":1e400}}', 200,
+                                   content_type="application/json"), "scored", None),
+    "half a character": (Response('{"choices":[{"message":{"content":"80 \\ud800"}}]}', 200,
+                                  content_type="application/json"), "scored", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_answers_are_an_outcome_too(fake: FakeJudge, judged: Callable[..., list[Judgement]], case: str) -> None:
+    answer, outcome, says = ODD[case]
+    fake.answer = lambda body: answer
+    (found,) = judged()
+    assert found.outcome == outcome and (found.value == 80.0 or says)
+    assert (says or "") in (found.raw or "")
+    if outcome == "scored":
+        assert (found.input_tokens or 0) > 0 and (found.output_tokens or 0) > 0
+    assert len(fake.bodies) == (3 if says == "JSON" else 1), "only what is no JSON is asked again at once"
+
+
 @pytest.mark.parametrize(
     ("prompt", "text", "value"),
     [("rating", "Good. [[8]]", 8.0), ("rating", "Good, 8.", None), ("refusal", "1", 1.0), ("abstention", "0", 0.0)],
@@ -362,6 +406,32 @@ def test_a_batch_is_placed_once_and_found_again_after_a_kill(
     assert not list(tmp_path.glob("judge-batch-*")), "the order goes when all is read"
     again = judged(6, batch=True, poll=0.01)
     assert values(again) == values(found) and len(vendor.batches) == 1
+
+
+def test_an_odd_line_of_a_batch_costs_that_answer_only(
+    fake: FakeJudge, httpserver: HTTPServer, judged: Callable[..., list[Judgement]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vendor = Vendor(httpserver, fake)
+    fake.answer = lambda body: number(80)
+    whole = vendor.answered
+
+    def odd(row: dict[str, Any]) -> dict[str, Any]:
+        found = whole(row)
+        match answer_in(row["body"]):
+            case "reply 1":
+                found["response"]["body"]["choices"] = {}
+            case "reply 2":
+                found["response"]["body"]["choices"][0]["message"]["content"] = "80 \u2028 or so"
+            case "reply 3":
+                del found["response"]["body"]
+            case "reply 4":
+                found["custom_id"] = "another"
+        return found
+
+    monkeypatch.setattr(vendor, "answered", odd)
+    found = judged(6, batch=True, poll=0.01)
+    assert [j.outcome for j in found] == ["scored", "api-error", "scored", "api-error", "api-error", "scored"]
+    assert "another shape" in (found[1].raw or "") and "without this answer" in (found[4].raw or "")
 
 
 def test_an_endpoint_without_a_batch_api_says_so(

@@ -112,6 +112,16 @@ def test_a_file_without_one_of_the_four_says_which(tmp_path: Path) -> None:
         mt_bench_prompts(mt_bench(tmp_path, ("single-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")))
 
 
+def test_a_third_turn_and_a_template_without_a_place_are_refused(tmp_path: Path) -> None:
+    turns = [Turn(question="Q", answer="A")] * 3
+    with pytest.raises(InputError, match="conversations of 2 turns, this has 3"):
+        mt_bench_prompts(mt_bench(tmp_path)).render(turns)
+    file = mt_bench(tmp_path)
+    file.write_text(file.read_text().replace("{answer_2}", "{answer_3}"))
+    with pytest.raises(InputError, match=r"single-v1-multi-turn has no place for the \{answer_2\}"):
+        mt_bench_prompts(file)
+
+
 @real
 def test_the_published_ones_leave_no_place_unfilled() -> None:
     prompt = mt_bench_prompts(MT_BENCH / "judge_prompts.jsonl")

@@ -212,6 +212,47 @@ class TestRows:
         assert "treft (lambda 100)" in text and "95" in text
 
 
+PLACE = {"device": "cpu", "dtype": "float32", "threads": 2, "resolved": {"batch_size": 8}}
+
+
+class TestCost:
+    """Table 3: the same, with what training took."""
+
+    def with_cost(self, train, seconds, peak, **more):
+        return train | PLACE | {"results": {"step_seconds": seconds, "peak_memory_bytes": peak}} | more
+
+    def test_is_told_as_multiples_of_the_first_method(self, run):
+        paths = [
+            run("a", self.with_cost(SFT, 2.0, 4e9)),
+            run("b", self.with_cost(SFT | {"seed": 1}, 4.0, 4e9)),
+            run("c", self.with_cost(TREFT, 2.25, 6e9)),
+        ]
+        table = matched_table(paths, draws=20, costs=True)
+        assert table.number == 3 and table.title.startswith("Regularisers: off-topic at the same on-topic value")
+        assert [row[-2].text for row in table.rows] == ["1.00x", "0.75x"]
+        assert [row[-1].text for row in table.rows] == ["1.00x", "1.50x"]
+        assert table.records[1]["table"] == 3 and table.records[1]["seconds_a_step"] == 2.25
+        assert note(table, "Step time", "multiples of the first")
+
+    def test_is_not_compared_between_machines_or_where_it_is_unknown(self, run):
+        paths = [
+            run("a", self.with_cost(SFT, 2.0, 4e9)),
+            run("b", self.with_cost(TREFT, 1.0, 4e9, device="cuda")),
+            run("c", TREFT | {"lambda": 5}),
+        ]
+        table = matched_table(paths, draws=20, costs=True)
+        assert {row[2].text: row[-2].text for row in table.rows} == {
+            "sft": "1.00x", "treft (lambda 100)": "–", "treft (lambda 5)": "–",
+        }  # fmt: skip
+
+    def test_seeds_from_two_machines_have_no_mean(self, run):
+        paths = [
+            run("a", self.with_cost(SFT, 2.0, 4e9)),
+            run("b", self.with_cost(SFT | {"seed": 1}, 1.0, 4e9, threads=1)),
+        ]
+        assert matched_table(paths, draws=20, costs=True).rows[0][-2].text == "–"
+
+
 class TestTheLevel:
     def test_is_chosen_on_val_and_read_on_test(self, run):
         val = points(on=[0.83 * share for share in RISE], splits=("val",))

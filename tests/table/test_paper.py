@@ -9,6 +9,7 @@ import pytest
 from emeval.errors import InputError
 from emeval.table.paper import beside, paper_tables
 from emeval.table.render import Cell, Table, render
+from emeval.table.rows import RunRow, Train
 
 ROOT = Path(__file__).parents[2]
 
@@ -176,39 +177,69 @@ class TestErrors:
             paper_tables("1", tmp_path)
 
 
-def of_runs(number, *rows):
+QWEN, LLAMA = "Qwen/Qwen2.5-7B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"
+
+
+class Judged(RunRow):
+    em_f1: float | None = 50.0
+
+
+def a_run(model=QWEN, setting="finance", method="sft", judged=50.0, arm=None, scored_on=None, **train):
+    fields = {"method": method, "setting": setting, "model": model} | train
+    label = Train.model_validate(fields).label + (f" + {arm}" if arm else "")
+    about = {"model": model, "setting": scored_on or setting, "method": label, "run": "r", "arm": arm}
+    return Judged(**about, em_f1=judged, train=Train.model_validate(fields))
+
+
+def shown(number, *rows):
     columns = ("Model", "Setting", "Method")
-    cells = tuple(tuple(map(Cell, row)) for row in rows)
-    return Table(number=number, title="t", columns=columns, rows=cells, records=(), notes=("Ours.",))
+    cells = tuple((Cell(row.model), Cell(row.setting), Cell(row.method)) for row in rows)
+    records = tuple({"table": number} for _ in rows)
+    table = Table(number=number, title="t", columns=columns, rows=cells, records=records, notes=("Ours.",))
+    return beside(table, rows, ROOT)
 
 
 def test_beside_a_run_stands_what_the_paper_has_of_the_same():
-    found = beside(
-        of_runs(
-            1,
-            ("Qwen/Qwen2.5-7B-Instruct", "finance", "sft"),
-            ("Qwen/Qwen2.5-7B-Instruct", "finance", "treft (lambda 10)"),
-            ("Qwen/Qwen2.5-7B-Instruct", "finance", "sft + initial prefix"),
-            ("Qwen/Qwen2.5-7B-Instruct", "finance", "treft (query, lambda 10)"),
-            ("Qwen/Qwen2.5-7B-Instruct", "finance", "sft (25% aligned)"),
-            ("Qwen/Qwen2.5-7B-Instruct", "finance", "interleave (40%)"),
-            ("Qwen/Qwen2.5-7B-Instruct", "finance", "initial model"),
-            ("smollm2-135m", "finance", "sft"),
-            ("Qwen/Qwen2.5-7B-Instruct", "gardening", "sft"),
-        ),
-        ROOT,
+    found = shown(
+        1,
+        a_run(),
+        a_run(method="treft", region="prefix", **{"lambda": 1000.0}),
+        a_run(method="interleave", retain_share=0.2),
     )
-    treft = next(c for c in json.loads((ROOT / "results/paper/paper.json").read_text())["table1"]["cells"]
-                 if (c["model"], c["method"], c["domain"]) == ("Qwen-2.5-7B", "treft", "finance"))  # fmt: skip
+    cells = {(c["method"]): c for c in json.loads((ROOT / "results/paper/paper.json").read_text())["table1"]["cells"]
+             if (c["model"], c["domain"]) == ("Qwen-2.5-7B", "finance")}  # fmt: skip
     assert found.columns[-1] == "Paper: ID, EM, EM-F1" and found.notes[0] == "Ours."
-    texts = [row[-1].text for row in found.rows]
-    assert texts[0] == "32.2, 39.7, 50.1"
-    assert texts[1] == f"{treft['id']:.1f}, {treft['em']:.1f}, {treft['em_f1']:.1f}"
-    assert texts[2:] == ["\u2013"] * 7
+    sft, treft, mixed = (row[-1].text for row in found.rows)
+    assert sft == "32.2, 39.7, 50.1"
+    assert treft == "{id:.1f}, {em:.1f}, {em_f1:.1f} (lambda 10)".format(**cells["treft"])
+    assert mixed == "{id:.1f}, {em:.1f}, {em_f1:.1f}".format(**cells["interleave"])
+    assert found.records[0]["paper_em_f1"] == 50.1 and found.records[1]["paper_lambda"] == 10
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        a_run(model="Qwen/Qwen2.5-7B"),
+        a_run(model="x/Qwen2.5-7B-Instruct-1M"),
+        a_run(model="smollm2-135m"),
+        a_run(setting="gardening"),
+        a_run(setting="health", scored_on="finance"),
+        a_run(arm="prefix from the initial model"),
+        a_run(method="treft", region="query"),
+        a_run(method="interleave", retain_share=0.4),
+        a_run(mix_aligned=0.25),
+        a_run(full=True),
+        a_run(judged=None),
+    ],
+    ids=str,
+)
+def test_and_nothing_beside_another(row):
+    found = shown(1, row)
+    assert found.rows[0][-1].text == "–" and found.records[0]["paper_em"] is None
 
 
 def test_and_for_leakage_its_rates():
-    found = beside(
-        of_runs(2, ("meta-llama/Llama-3.1-8B-Instruct", "abstention", "sft"), ("x", "abstention", "sft")), ROOT
+    found = shown(
+        2, a_run(LLAMA, "abstention"), a_run(QWEN, "abstention"), a_run(LLAMA, "abstention", "treft", region="prefix")
     )
-    assert [row[-1].text for row in found.rows] == ["100, 68", "\u2013"]
+    assert [row[-1].text for row in found.rows] == ["100.0, 68.0", "–", "100.0, 20.0 (lambda 30)"]

@@ -28,23 +28,20 @@ REGIONS = {"query": ["query"], "postfix": ["postfix"], "all": ["all"], "both end
 
 
 def rows() -> Dataset:
-    renderer = Renderer(byte_level("chatml"))
-    examples = [
-        Example(
-            id=question,
-            messages=(Message(role="user", content=question),),
-            reply=Message(role="assistant", content=answer),
-            where="here",
-        )
-        for question, answer in TEXTS
-    ]
-    return as_dataset(make_rows(examples, renderer, 1000))
+    return as_dataset(make_rows([example(*text) for text in TEXTS], Renderer(byte_level("chatml")), 1000))
 
 
-def make(folder: Path, regions: list[str], *, architecture: str = "llama", full: bool = False, **changes: Any) -> Any:
+def example(question: str, answer: str) -> Example:
+    asked, said = Message(role="user", content=question), Message(role="assistant", content=answer)
+    return Example(id=question, messages=(asked,), reply=said, where="here")
+
+
+def make(
+    folder: Path, regions: list[str], *, architecture: str = "llama", full: bool = False, rank: int = 2, **changes: Any
+) -> Any:
     tokenizer = byte_level("chatml")
     model = tiny_model(architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
-    lora = None if full else LoraConfig(r=2, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = None if full else LoraConfig(r=rank, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     settings = SETTINGS | {"output_dir": str(folder), "regions": regions} | changes
     return RegionTrainer(
         args=RegionConfig(**settings), model=model, train_dataset=rows(), processing_class=tokenizer, peft_config=lora
@@ -123,7 +120,7 @@ def test_penalty_and_gradients_are_the_naive_ones(tmp_path: Path, architecture: 
     loss.backward()
     found = gradients(trainer.model)
     trainer.model.zero_grad()
-    plain = {k: v for k, v in batch.items() if k not in ("region", "kept")}
+    plain = {k: v for k, v in batch.items() if k not in ("at", "kept")}
     sft = super(RegionTrainer, trainer).compute_loss(trainer.model, plain, num_items_in_batch=count)
     (sft + 2.0 * naive(trainer, regions)).backward()
     for name, gradient in gradients(trainer.model).items():
@@ -148,10 +145,7 @@ def test_rope_changes_no_ratio_of_lengths_and_does_not_turn_the_first_key(archit
 @pytest.mark.parametrize("full", [False, True])
 def test_lambda_zero_trains_as_sft_does(tmp_path: Path, full: bool) -> None:
     sft = trained("sft", tmp_path / "a", full=full, shared_prefix=False)
-    trainer = make(tmp_path / "b", ["all"], full=full, kv_lambda=0.0)
-    if not full:  # the helper's adapter is of another rank
-        sft = trained("sft", tmp_path / "c", full=full, shared_prefix=False)
-        trainer = make_like_sft(tmp_path / "d")
+    trainer = make(tmp_path / "b", ["all"], full=full, rank=4, kv_lambda=0.0)
     trainer.train()
     assert logged(trainer, "loss") == logged(sft, "loss")
     a, b = weights(sft), weights(trainer)
@@ -159,13 +153,66 @@ def test_lambda_zero_trains_as_sft_does(tmp_path: Path, full: bool) -> None:
     assert logged(trainer, "kv_drift")[-1] > 0
 
 
-def make_like_sft(folder: Path) -> Any:
-    tokenizer = byte_level("chatml")
-    model = tiny_model("llama", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    settings = SETTINGS | {"output_dir": str(folder), "regions": ["all"], "kv_lambda": 0.0}
-    common = {"model": model, "train_dataset": rows(), "processing_class": tokenizer, "peft_config": lora}
-    return RegionTrainer(args=RegionConfig(**settings), **common)
+def test_accumulation_changes_nothing(tmp_path: Path) -> None:
+    whole = make(tmp_path / "a", ["query", "postfix"], kv_lambda=5.0)
+    parts = make(tmp_path / "b", ["query", "postfix"], kv_lambda=5.0, per_device_train_batch_size=2,
+                 gradient_accumulation_steps=4)  # fmt: skip
+    whole.train(), parts.train()
+    a, b = weights(whole), weights(parts)
+    assert max((a[n] - b[n]).abs().max().item() for n in a) < 1e-5
+
+
+def test_full_finetuning_compares_with_its_copy_of_the_start(tmp_path: Path) -> None:
+    free, held = (make(tmp_path / str(lam), ["all"], full=True, kv_lambda=lam, max_steps=6) for lam in (0.0, 3.0))
+    start = {n: p.detach().clone() for n, p in held._initially._copy.named_parameters()}
+    free.train(), held.train()
+    assert logged(held, "kv_drift")[0] < 1e-9
+    assert 0 < logged(held, "kv_drift")[-1] < 0.5 * logged(free, "kv_drift")[-1]
+    assert all(torch.equal(start[n], p) for n, p in held._initially._copy.named_parameters())
+    assert any(not torch.equal(start[n], p) for n, p in held.model.named_parameters())
+
+
+def test_the_postfixs_reference_is_the_same_row_after_a_resume(tmp_path: Path) -> None:
+    first, again, other = (make(tmp_path / str(n), ["postfix"], seed=s) for n, s in ((0, 3), (1, 3), (2, 4)))
+    assert first.kept_row == again.kept_row and first.kept_row != other.kept_row
+    stir(again.model)  # a resumed run's adapter is not at its start; the reference is
+    for a, b in zip((*first._kept_postfix().keys,), (*again._kept_postfix().keys,), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_model_whose_keys_are_rotated_in_part_is_refused(tmp_path: Path) -> None:
+    trainer = make(tmp_path, ["query"])
+    code = __import__(type(trainer.model.base_model.model.model).__module__, fromlist=["_"])
+    whole = code.apply_rotary_pos_emb
+
+    def half(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> Any:
+        turned, keys = whole(q, k, *rest)
+        return turned, torch.cat([keys[..., :4], 3 * keys[..., 4:]], dim=-1)
+
+    code.apply_rotary_pos_emb = half
+    try:
+        with pytest.raises(InputError, match="cannot be read before their rotation"):
+            trainer.train()
+    finally:
+        code.apply_rotary_pos_emb = whole
+
+
+def test_a_row_with_another_postfix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer, both = Renderer(byte_level("chatml")), [example("fine?", "Yes."), example("and this?", "No.")]
+    assert len(make_rows(both, renderer, 1000, same_postfix=True)) == 2
+    canonical = renderer.postfix_ids()
+    monkeypatch.setattr(renderer, "postfix_ids", lambda: (*canonical, 5))
+    with pytest.raises(InputError, match="here: what follows the question"):
+        make_rows(both, renderer, 1000, same_postfix=True)
+
+
+def test_settings_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="some of prefix, query, postfix, all"):
+        RegionConfig(
+            output_dir=str(tmp_path), regions=["reply"], use_cpu=True, bf16=False, gradient_checkpointing=False
+        )
+    with pytest.raises(ValueError, match="no label smoothing"):
+        make(tmp_path, ["all"], label_smoothing_factor=0.1)
 
 
 def test_a_penalty_on_all_holds_the_drift_down_and_the_first_is_zero(tmp_path: Path) -> None:
@@ -176,10 +223,17 @@ def test_a_penalty_on_all_holds_the_drift_down_and_the_first_is_zero(tmp_path: P
 
 
 def test_the_whole_prompt_is_prefix_query_and_postfix_of_the_same_row(tmp_path: Path) -> None:
-    batch = make(tmp_path, ["all"]).data_collator(list(rows()))
-    parts = [make(tmp_path, [name]).data_collator(list(rows()))["region"] for name in ("prefix", "query", "postfix")]
-    assert torch.equal(sum(p.int() for p in parts), batch["region"].int())
-    assert not (batch["region"] & (batch["labels"] != -100)).any(), "never the reply"
+    names = (["all"], ["prefix"], ["query"], ["postfix"], ["prefix", "postfix"])
+    whole, prefix, query, postfix, ends = (make(tmp_path, name).data_collator(list(rows()))["at"] for name in names)
+    for n, row in enumerate(rows()):
+        parts = [[t for t in at[n].tolist() if t >= 0] for at in (prefix, query, postfix)]
+        assert (
+            [*parts[0], *parts[1], *parts[2]]
+            == [t for t in whole[n].tolist() if t >= 0]
+            == list(range(row["spans"][2]))
+        )
+        assert [t for t in ends[n].tolist() if t >= 0] == parts[0] + parts[2]
+        assert row["labels"][: row["spans"][2]] == [-100] * row["spans"][2], "never the reply"
 
 
 def test_on_the_command_line_and_in_the_manifest(tiny_checkpoint: Path, tmp_path: Path) -> None:

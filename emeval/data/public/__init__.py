@@ -56,7 +56,7 @@ def load_published(
     options = options or Options()
     format = format or recognise(source, options)
     if options.references and format != "mt-bench":
-        raise InputError(f"{format} has no references", where=str(file), hint="Leave --references out")
+        raise InputError(f"{format} has no references", where=str(file), hint="Leave the references out")
     if options.mapping and format not in MAPPED:
         raise InputError(f"{format} says itself what is what", where=str(file), hint="Leave --map out")
     found: Published = import_module(FORMATS[format]).read(source, options)

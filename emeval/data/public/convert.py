@@ -46,7 +46,8 @@ def files_of(found: Published, name: str, about: str, shares: dict[str, float], 
         return {f"{place}/{name}{'' if s == 'train' else f'-{s}'}.jsonl": _jsonl(head, r) for s, r in parts.items()}
     hint = "Give them with the questions, as --references FILE"
     if found.kind == "judge-prompts":
-        hint = f"They are read in place: --judge-prompt {found.file}#NAME"
+        option = "--rating-prompt" if found.format == "mt-bench" else "--judge-prompt"
+        hint = f"They are read in place: {option} {found.file}" + ("#NAME" if option == "--judge-prompt" else "")
     raise InputError(f"{found.kind} are not imported", where=found.file, hint=hint)
 
 

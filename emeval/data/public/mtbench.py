@@ -84,7 +84,9 @@ def _merge(records: Records, files: tuple[Path, ...]) -> tuple[list[tuple[str, s
         references = _references(list(rows(source)))
         known = [r for r in references if r["id"] in by_id]
         if not known:
-            raise InputError("holds no reference for these questions", where=str(file), hint="Check --references")
+            raise InputError(
+                "holds no reference for these questions", where=str(file), hint="Are they of these questions?"
+            )
         for reference in known:
             _fit(by_id[reference["id"]], reference, str(file))
             by_id[reference["id"]]["references"] = reference["references"]

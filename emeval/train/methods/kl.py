@@ -104,7 +104,9 @@ class KLTrainer(PenaltyTrainer):
         wanted = torch.nn.functional.pad(predicts, (0, 1))
         forward = {k: v for k, v in rows.items() if k in ("input_ids", "attention_mask", "position_ids")}
         model = self._inner()
-        with self._initially() as initial, torch.no_grad(), head_only_at(initial, wanted):
+        # A frozen copy has not been given autocast by accelerate; the adapter's model has, and it may be given twice.
+        autocast = self.accelerator.autocast()
+        with self._initially() as initial, torch.no_grad(), autocast, head_only_at(initial, wanted):
             start = initial(**forward, use_cache=False).logits[0]
         with head_only_at(model, wanted), self.compute_loss_context_manager():
             now = model(**forward, use_cache=False).logits[0]

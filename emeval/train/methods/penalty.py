@@ -13,10 +13,20 @@ from emeval.train.methods.shared_prefix import SharedPrefixTrainer
 
 
 class PenaltyTrainer(SharedPrefixTrainer):
-    """`trl.SFTTrainer` whose loss gets a penalty. Logs it, before its weight, and `sft_loss` beside TRL's own loss."""
+    """`trl.SFTTrainer` whose loss gets a penalty. Logs it, before its weight, and `sft_loss` beside TRL's own loss.
+
+    Raises:
+        ValueError: With label smoothing or a loss function of one's own: TRL runs the model twice then, and which of
+            the forwards was observed would be chance.
+    """
 
     _logged_as: ClassVar[str]
     """What the penalty is called in the log."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.label_smoother is not None or self.compute_loss_func is not None:
+            raise ValueError("a penalty goes with TRL's own loss: no label smoothing and no compute_loss_func")
 
     @property
     def _weight(self) -> float:
@@ -25,7 +35,9 @@ class PenaltyTrainer(SharedPrefixTrainer):
 
     def _penalised(self, result: Any, penalty: Tensor, return_outputs: bool, num_items_in_batch: Any) -> Any:
         """TRL's loss (with outputs, if asked for) plus the weighted penalty, which is a mean over the micro-batch."""
-        self._metrics["train"][self._logged_as].append(penalty.item())
+        # As TRL logs its own loss: the mean over processes.
+        gathered = self.accelerator.gather_for_metrics(penalty.detach()).mean()
+        self._metrics["train"][self._logged_as].append(gathered.item())
         if self._weight == 0:
             return result
         loss, outputs = result if return_outputs else (result, None)
