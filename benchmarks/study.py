@@ -5,8 +5,8 @@
     .venv/bin/python -m benchmarks.study finance health --lr 1e-4 --methods sft interleave treft100
     .venv/bin/python -m benchmarks.study --device cuda --workers 8 --generate      # minutes on a large GPU
 
-Each run lies in results/runs/study/ with its models; what a table needs of it (manifest.json, checkpoints.json) is
-copied to results/DEVICE/study/ as soon as it is whole. Seeds are the outer loop, so a study cut short is balanced.
+Each run lies in results/runs/study-DEVICE/ with its models; what a table needs of it (manifest.json, checkpoints.json)
+is copied to results/DEVICE/study/ as soon as it is whole. Seeds are the outer loop, so one cut short is balanced.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 
 from emeval.checkpoints import FILE, score_checkpoints
 from emeval.config import ScoreConfig, TrainConfig
+from emeval.store import read_json
 from emeval.train.run import train
 
 BEHAVIOURS = ("refusal", "abstention", "tool-use")
@@ -62,7 +63,10 @@ class Arm(NamedTuple):
         slower = 1.25 if method in ("interleave", "kl-retain") else 1.0
         if method.startswith("treft") and lam is not None:
             slower = next(factor for least, factor in ((300, 3.0), (100, 2.0), (30, 1.5), (0, 1.0)) if lam >= least)
-        return round((DOMAIN_STEPS if self.setting in DOMAINS else STEPS)[self.lr] * slower)
+        steps = DOMAIN_STEPS if self.setting in DOMAINS else STEPS
+        if self.lr not in steps:
+            raise SystemExit(f"--lr {self.lr:g}: the study knows {', '.join(f'{lr:g}' for lr in steps)}")
+        return round(steps[self.lr] * slower)
 
     @property
     def config(self) -> TrainConfig:
@@ -72,7 +76,7 @@ class Arm(NamedTuple):
         settings = {
             "model": "smollm2-135m", "setting": self.setting, "method": name, "rank": 32, "lr": self.lr,
             "batch_size": 8, "micro_batch": 8, "steps": self.steps, "checkpoints": CHECKPOINTS, "seed": self.seed,
-            "device": self.device, "dtype": "float32", "out": Path("results/runs/study") / self.name,
+            "device": self.device, "dtype": "float32", "out": Path("results/runs") / f"study-{self.device}" / self.name,
             "save_every": self.steps,  # an arm takes minutes: one cut short starts again
         }  # fmt: skip
         settings |= {} if lam is None else {"lambda": lam}
@@ -92,12 +96,13 @@ def run(arm: Arm, threads: int | None) -> str:
     if threads:
         torch.set_num_threads(threads)
     kept = Path("results") / ("gpu" if arm.device == "cuda" else "cpu") / "study" / arm.name
+    ways = ["contrast"] if arm.setting in DOMAINS else ["probability", *(["generation"] if arm.generate else [])]
     if (kept / FILE).exists():
+        check_kept(arm, kept, ways)
         return f"{arm.name}: kept before"
     began = time.monotonic()
     folder = train(arm.config)
     trained = time.monotonic()
-    ways = ["contrast"] if arm.setting in DOMAINS else ["probability", *(["generation"] if arm.generate else [])]
     for by in ways:
         for of in ("val", "test"):
             asked: dict[str, Any] = {
@@ -115,6 +120,16 @@ def run(arm: Arm, threads: int | None) -> str:
         (kept / f".{name}").rename(kept / name)
     shutil.rmtree(folder / "train" / "steps")  # 40 MB a model
     return f"{arm.name}: trained in {trained - began:.0f} s, scored in {time.monotonic() - trained:.0f} s"
+
+
+def check_kept(arm: Arm, kept: Path, ways: list[str]) -> None:
+    """ValueError if what is kept under an arm's name is another arm's, or was scored in fewer ways."""
+    before = read_json(kept / "manifest.json")["train"]["resolved"]
+    wanted = arm.config.model_dump(mode="json", by_alias=True)
+    other = [k for k in ("lr", "method", "region", "lambda", "rank", "steps", "checkpoints") if before[k] != wanted[k]]
+    other += sorted(set(ways) - {point["mode"] for point in read_json(kept / FILE)["points"]})
+    if other:
+        raise ValueError(f"{kept} holds another arm ({', '.join(other)} differ): move it away")
 
 
 def main() -> None:
@@ -138,13 +153,16 @@ def main() -> None:
         for setting in given.settings
         for method in given.methods or DEFAULTS[setting in DOMAINS]
     ]
-    if given.workers == 1:
-        for arm in arms:
-            print(run(arm, given.threads), flush=True)
-        return
+    for arm in arms:
+        arm.config  # noqa: B018  what cannot be trained is told before anything is
+    lost = 0
     with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(run, arm, given.threads) for arm in arms]):
-            print(done.result(), flush=True)
+        jobs = {pool.submit(run, arm, given.threads): arm for arm in arms}
+        for job in as_completed(jobs):
+            error = job.exception()
+            lost += error is not None
+            print(f"{jobs[job].name}: {error}" if error else job.result(), flush=True)
+    raise SystemExit(bool(lost))
 
 
 if __name__ == "__main__":

@@ -117,7 +117,8 @@ ODD = {
     "content an object": (chose(message={"content": {"value": "80"}}), "api-error", "another shape"),
     "a part's text an object": (chose(message={"content": [{"text": {"value": "80"}}]}), "api-error", "another shape"),
     "log-probabilities a text": (chose(logprobs="80"), "api-error", "another shape"),
-    "nested without end": (Response("[" * 200_000, 200, content_type="application/json"), "api-error", "JSON"),
+    "nested without end": (Response("[" * 200_000, 200, content_type="application/json"), "api-error", "another shape"),
+    "no JSON": (Response("{", 200, content_type="application/json"), "api-error", "no JSON"),
     "an error under 200": (as_json({"error": {"message": "no credits left"}}), "api-error", "no credits left"),
     "content in parts": (chose(message={"content": [{"type": "text", "text": "8"}, "0"]}), "scored", None),
     "tokens without others": (chose(logprobs={"content": [{"token": "80", "logprob": -0.1}]}), "scored", None),
@@ -140,7 +141,7 @@ def test_odd_answers_are_an_outcome_too(fake: FakeJudge, judged: Callable[..., l
     assert (says or "") in (found.raw or "")
     if outcome == "scored":
         assert (found.input_tokens or 0) > 0 and (found.output_tokens or 0) > 0
-    assert len(fake.bodies) == (3 if says == "JSON" else 1), "only what is no JSON is asked again at once"
+    assert len(fake.bodies) == (3 if says == "no JSON" else 1), "only what is no JSON is asked again at once"
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ FOUR = {
     "single-v1": "one: {question} / {answer}",
     "single-math-v1": "one, known {ref_answer_1}: {question} / {answer}",
     "single-v1-multi-turn": "two: {question_1} / {answer_1}; {question_2} / {answer_2}",
-    "single-math-v1-multi-turn": "two, known {ref_answer_1} {ref_answer_2}: {question_2} / {answer_2}",
+    "single-math-v1-multi-turn": "two, known {ref_answer_1} {ref_answer_2}: {answer_1}; {question_2} / {answer_2}",
 }
 
 
@@ -100,7 +100,7 @@ def test_of_mt_benchs_four_the_turns_choose(tmp_path: Path) -> None:
         "one: Q1 / A1",
         "one, known R1: Q1 / A1",
         "two: Q1 / A1; Q2 / {question_1}",
-        "two, known R1 R2: Q2 / {question_1}",
+        "two, known R1 R2: A1; Q2 / {question_1}",
         "two: Q1 / A1; Q2 / {question_1}",
     ]
     assert said[1][0] == {"role": "system", "content": "sys single-math-v1"}
