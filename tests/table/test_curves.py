@@ -297,6 +297,17 @@ class TestTheLevel:
         assert f"{ON} questions in-domain, {OFF} general" in note(table, "cross on val")
         assert "-topic" not in "".join(table.notes)
 
+    def test_and_their_table_has_the_shares_before_and_at_the_end(self, run):
+        found = points(on=(0.1, 0.4, 0.9), off=(0.0, 0.1, 0.2), mode="contrast")
+        more = points(on=(0.1, 0.3, 0.7), off=(0.0, 0.1, 0.2), mode="contrast")
+        table = matched_table([run("a", found=found), run("b", SFT | {"seed": 1}, more)], draws=50)
+        # flags of 1 prefer the misaligned reply: 10 and 30 % of the in-domain pairs still prefer the aligned one
+        id_, em = 20.0, 80.0
+        f1 = 2 * (100 - id_) * em / ((100 - id_) + em)
+        assert cells(table)["Contrast ID, EM, EM-F1 at the end"].startswith(f"{id_:.1f}, {em:.1f}, {f1:.1f} [")
+        assert table.records[0]["contrast_em_f1"] == pytest.approx(f1)
+        assert "untouched model 90.0, 100.0, 18.2 [" in note(table, "untouched")
+
     def test_val_and_test_are_of_one_mode(self, run):
         found = points(splits=("test",)) + points(mode="probability")
         assert matched_table([run("a", found=found)], draws=20).records[0]["mode"] == "probability"
