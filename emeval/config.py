@@ -198,6 +198,8 @@ class TrainConfig(CommandConfig):
     seed: int = 0
     device: Device = "auto"
     dtype: Dtype = "auto"
+    processes: int = Field(default=1, gt=0)
+    """Processes to train with on this machine, data parallel; batch-size is shared by them."""
     save_every: int | None = Field(default=None, gt=0)
     """Steps between resume points; default a tenth of the run."""
     out: Path | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -73,6 +75,9 @@ def train(
     seed: o.Seed = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes (GPUs) to train with, data parallel. (default 1)")
+    ] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between resume points. (default a tenth)")] = None,
     out: o.Out = None,
     data_dir: o.DataDir = None,
@@ -87,15 +92,25 @@ def train(
     from emeval.store import Run
 
     settings = TrainConfig.load(flags, config)
+    from emeval.train.ranks import launch, launched
     from emeval.train.run import train as run_training
 
-    with progress(f"train {settings.method}", quiet) as advance:
+    if settings.processes > 1 and not launched():
+        from emeval.train.plan import plan
+
+        plan(settings)  # what is wrong with the input is told once, here
+        launch(settings.processes, sys.argv[1:])
+        return
+    follower = launched() and os.environ.get("RANK") != "0"
+    with progress(f"train {settings.method}", quiet or follower) as advance:
 
         def on_step(step: int, total: int, logs: dict[str, float]) -> None:
             drift = "".join(f" {name} {logs[key]:.2g}" for key, name in _PENALTIES.items() if key in logs)
             advance(step, total, f"loss {logs['loss']:.3f}{drift}")
 
         path = run_training(settings, on_step)
+    if follower:
+        return
     results = Run(path).manifest()["train"]["results"]
     if as_json:
         result_json({"run": str(path), "results": results})

@@ -7,14 +7,16 @@ from typing import Any
 
 from emeval import models
 from emeval.config import TrainConfig
+from emeval.errors import InputError
 from emeval.provenance import installed
 from emeval.store import Run
 from emeval.train.methods import METHODS
 from emeval.train.plan import Plan
+from emeval.train.ranks import Ranks
 from emeval.train.rows import as_dataset
 
 
-def make_trainer(prepared: Plan, run: Run, where: models.Placement) -> Any:
+def make_trainer(prepared: Plan, run: Run, where: models.Placement, ranks: Ranks) -> Any:
     """The method's trainer, with the model loaded and the rows in place."""
     from transformers.utils import logging as transformers_logging
 
@@ -24,7 +26,7 @@ def make_trainer(prepared: Plan, run: Run, where: models.Placement) -> Any:
     make = getattr(importlib.import_module(module), name)
     model = models.load_model(prepared.source, where, trainable=True)
     trainer = make(
-        _settings(config, run, where, len(prepared.rows)),
+        _settings(config, run, where, len(prepared.rows), ranks.count),
         prefix_ids=prepared.renderer.prefix_ids(),
         kv_lambda=config.lambda_,
         **_own(prepared),
@@ -55,10 +57,15 @@ def _quiet(trainer: Any) -> None:
         trainer.remove_callback(callback)
 
 
-def _settings(config: TrainConfig, run: Run, where: models.Placement, rows: int) -> dict[str, Any]:
-    batch = min(config.batch_size, rows) if where.device == "cpu" else min(config.batch_size, 4)
-    micro = config.micro_batch or next(n for n in range(batch, 0, -1) if config.batch_size % n == 0)
-    accumulation = config.batch_size // micro
+def _settings(config: TrainConfig, run: Run, where: models.Placement, rows: int, processes: int) -> dict[str, Any]:
+    share, rest = divmod(config.batch_size, processes)
+    if rest or (config.micro_batch and share % config.micro_batch):
+        what = f"{config.batch_size} rows a step cannot be shared by {processes} processes"
+        what += f" in micro-batches of {config.micro_batch}" if config.micro_batch else ""
+        raise InputError(what, where="--batch-size", hint="Give a multiple")
+    most = min(share, rows) if where.device == "cpu" else min(share, 4)
+    micro = config.micro_batch or next(n for n in range(most, 0, -1) if share % n == 0)
+    accumulation = share // micro
     steps = config.steps or max(1, round(config.epochs * rows / config.batch_size))
     return {
         "output_dir": str(run.train_dir),
@@ -69,10 +76,7 @@ def _settings(config: TrainConfig, run: Run, where: models.Placement, rows: int)
         "lr_scheduler_type": "cosine",
         "warmup_steps": min(config.warmup_steps, steps // 2),
         "weight_decay": config.weight_decay,
-        # The paper's optimiser keeps its state in 8 bits; that is a CUDA package of its own, and seldom installed.
-        "optim": "adamw_bnb_8bit"
-        if config.recipe and where.device == "cuda" and installed("bitsandbytes")
-        else "adamw_torch",
+        "optim": _optimiser(config, where),
         "seed": config.seed,
         "data_seed": config.seed,
         "max_length": None,
@@ -86,6 +90,7 @@ def _settings(config: TrainConfig, run: Run, where: models.Placement, rows: int)
         "logging_steps": 1,
         "save_steps": config.save_every or max(1, steps // 10),
         "save_total_limit": 2,
+        "ddp_find_unused_parameters": False,
         "report_to": "none",
         "disable_tqdm": True,
     }

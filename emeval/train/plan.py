@@ -18,7 +18,17 @@ from emeval.errors import InputError
 from emeval.store import sha256_file, sha256_of
 from emeval.train.rows import TrainRow, make_rows
 
-_MAY_DIFFER = {"out", "save_every", "data_dir", "device", "micro_batch", "shared_prefix", "checkpoints", "recipe"}
+_MAY_DIFFER = {
+    "out",
+    "save_every",
+    "data_dir",
+    "device",
+    "micro_batch",
+    "shared_prefix",
+    "checkpoints",
+    "recipe",
+    "processes",
+}
 """Settings a resumed run may change: they do not change what is learned (beyond rounding)."""
 
 

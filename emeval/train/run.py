@@ -5,6 +5,7 @@ Killed at any moment, the same call resumes from the newest whole checkpoint. A 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from emeval.store import Run
 from emeval.train.build import make_trainer
 from emeval.train.keep import OnStep, Recorder, drop_resume_points, newest_checkpoint, save_model, saving
 from emeval.train.plan import Plan, plan, run_path
+from emeval.train.ranks import Ranks, check_kind, join
 
 
 def train(config: TrainConfig, on_step: OnStep | None = None) -> Path:
@@ -37,18 +39,24 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> Path:
         raise InputError("is a file", where=str(path), hint="Choose a folder with --out")
     prepared = plan(config)
     where = models.placement(config.device, config.dtype)
-    run = Run(path)
-    with run.locked():
-        before = run.manifest().get("train")
-        if before:
-            _check_same(before, prepared, where, path)
-            if before["status"] == "finished":
-                drop_resume_points(run)  # one killed right after its last word may still hold them
-                return path
-        elif run.manifest().get("score"):
-            raise InputError("holds scores of another model", where=str(path), hint="Choose a new folder with --out")
-        _train(prepared, run, where, on_step)
+    run, ranks = Run(path), join(where.device)
+    with run.locked() if ranks.main else contextlib.nullcontext():
+        if not ranks.tell(ranks.main and _finished(run, prepared, where)):
+            _train(prepared, run, where, ranks, on_step)
     return path
+
+
+def _finished(run: Run, prepared: Plan, where: models.Placement) -> bool:
+    """Whether the folder holds this run, finished. InputError for one that holds another."""
+    before = run.manifest().get("train")
+    if before is None and run.manifest().get("score"):
+        raise InputError("holds scores of another model", where=str(run.path), hint="Choose a new folder with --out")
+    if before is None:
+        return False
+    _check_same(before, prepared, where, run.path)
+    if before["status"] == "finished":
+        drop_resume_points(run)  # one killed right after its last word may still hold them
+    return bool(before["status"] == "finished")
 
 
 def _check_same(before: dict[str, Any], prepared: Plan, where: models.Placement, path: Path) -> None:
@@ -67,7 +75,7 @@ def _check_same(before: dict[str, Any], prepared: Plan, where: models.Placement,
         )
 
 
-def _train(prepared: Plan, run: Run, where: models.Placement, on_step: OnStep | None) -> None:
+def _train(prepared: Plan, run: Run, where: models.Placement, ranks: Ranks, on_step: OnStep | None) -> None:
     config = prepared.config
     section = {
         "status": "running",
@@ -89,15 +97,21 @@ def _train(prepared: Plan, run: Run, where: models.Placement, on_step: OnStep | 
         "device": where.device,
         "dtype": where.dtype,
         "threads": torch.get_num_threads(),
+        "processes": ranks.count,
         "started": now(),
         **facts(),
     }
-    run.update_manifest(train=section)
+    if ranks.main:
+        run.update_manifest(train=section)
     reset_peak_memory()
     if where.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    trainer = make_trainer(prepared, run, where)
-    resume = newest_checkpoint(run.train_dir, trainer.args.max_steps)
+    trainer = make_trainer(prepared, run, where, ranks)
+    check_kind(trainer)
+    resume = ranks.tell(newest_checkpoint(run.train_dir, trainer.args.max_steps) if ranks.main else None)
+    if not ranks.main:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        return
     log = Recorder(prepared, run, resume, on_step)
     trainer.add_callback(log)
     started = time.perf_counter()
@@ -105,7 +119,7 @@ def _train(prepared: Plan, run: Run, where: models.Placement, on_step: OnStep | 
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     wall = time.perf_counter() - started
     drift = _final_drift(trainer)
-    save_model(trainer.model, prepared, run)
+    save_model(trainer.accelerator.unwrap_model(trainer.model), prepared, run)
     tokens = sum(len(r.input_ids) for r in prepared.rows) / len(prepared.rows) * config.batch_size * log.steps_done
     results = {
         "steps": trainer.state.global_step,

@@ -149,7 +149,7 @@ class TReFTTrainer(PenaltyTrainer):
         aside.replace(self._reference_path)
 
     def _load_reference(self) -> KV:
-        tensors = load_file(self._reference_path, device=str(self.args.device))
+        tensors = {name: t.to(self.args.device) for name, t in load_file(self._reference_path).items()}
         layers = len(tensors) // 2
         return KV(
             tuple(tensors[f"key.{i}"] for i in range(layers)), tuple(tensors[f"value.{i}"] for i in range(layers))
