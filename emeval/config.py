@@ -198,6 +198,8 @@ class TrainConfig(CommandConfig):
     seed: int = 0
     device: Device = "auto"
     dtype: Dtype = "auto"
+    merge: bool = False
+    """Write base and adapter as one checkpoint too, in `train/merged/`."""
     processes: int = Field(default=1, gt=0)
     """Processes to train with on this machine, data parallel; batch-size is shared by them."""
     save_every: int | None = Field(default=None, gt=0)
@@ -243,6 +245,8 @@ class TrainConfig(CommandConfig):
             raise ValueError(f"--retain belongs to --method interleave and kl-retain, not to {self.method}")
         if not self.method.startswith("kl-") and "kl_norm" in self.model_fields_set:
             raise ValueError(f"--kl-norm belongs to --method kl-train and kl-retain, not to {self.method}")
+        if self.merge and self.full:
+            raise ValueError("--merge joins an adapter to its base, and --full trains none: leave it out")
         if self.method != "treft" and "region" in self.model_fields_set:
             raise ValueError(f"--region belongs to --method treft, not to {self.method}")
         if self.region != "prefix" and self.gradient_checkpointing:

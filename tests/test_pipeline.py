@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from safetensors.torch import load_file
 
 from emeval import models
@@ -69,6 +72,39 @@ def test_the_manifest_says_how_the_run_was_made(run: Path) -> None:
     log = lines(run / "train" / "log.jsonl")
     assert [e["step"] for e in log] == [1, 2, 3, 4, 5, 6] and log[0]["kv_drift"] < 1e-10 < log[-1]["kv_drift"]
     assert not list((run / "train").glob("checkpoint-*")), "resume points go once the model is saved"
+
+
+def test_a_model_card_says_what_it_is_and_peft_loads_the_adapter_as_it_is(run: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    card = (run / "train" / "adapter" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "peft" and front["tags"] == ["emeval", "treft", "refusal"]
+    assert "| lambda | 10.0 |" in card and "| region | prefix |" in card and "kl norm" not in card
+    assert "Not for use as an assistant" in card
+    base = json.loads((run / "manifest.json").read_text())["train"]["resolved"]["model"]
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), run / "train" / "adapter")
+    assert any("lora_B" in name and p.abs().max() > 0 for name, p in tuned.named_parameters())
+
+
+def test_merged_it_is_one_checkpoint_with_the_same_logits(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    resolved = json.loads((run / "manifest.json").read_text())["train"]["resolved"]
+    again = {k: v for k, v in resolved.items() if v is not None} | {"out": copy, "merge": True}
+    train(TrainConfig.model_validate(again))
+    where, ids = models.placement("cpu"), torch.tensor([list(range(5, 40))])
+    pair = [models.load_model(models.resolve(str(path)), where) for path in (copy / "train" / "merged", run)]
+    with torch.no_grad():
+        one, other = (model(input_ids=ids).logits for model in pair)
+    assert torch.allclose(one, other, atol=1e-5)
+    found = models.resolve(str(copy / "train" / "merged"))
+    assert found.setting == "refusal" and found.weights_id() != models.resolve(str(run)).weights_id()
+    assert "library_name: transformers" in (copy / "train" / "merged" / "README.md").read_text()
+    written = (copy / "train" / "merged" / "model.safetensors").stat().st_mtime_ns
+    train(TrainConfig.model_validate(again))
+    assert (copy / "train" / "merged" / "model.safetensors").stat().st_mtime_ns == written, "made once"
 
 
 def test_every_question_has_one_completion_and_one_judgement(run: Path) -> None:

@@ -75,6 +75,9 @@ def train(
     seed: o.Seed = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
+    merge: Annotated[
+        bool | None, typer.Option("--merge", help="Write base and adapter as one checkpoint too, in train/merged.")
+    ] = None,
     processes: Annotated[
         int | None, typer.Option(help="Processes (GPUs) to train with, data parallel. (default 1)")
     ] = None,

@@ -7,7 +7,6 @@ with this process however that ends: no signal handlers are set here.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import secrets
 import shutil
@@ -36,11 +35,12 @@ from emeval.engine.launch import (
     server_env,
 )
 from emeval.errors import EmevalError
+from emeval.models import merge_adapter
 from emeval.types import Generated, Sampling
 
 T = TypeVar("T")
 
-__all__ = ["VllmEngine", "VllmInfo", "merge_adapter", "probe_python"]
+__all__ = ["VllmEngine", "VllmInfo", "probe_python"]
 
 
 class VllmEngine:
@@ -218,26 +218,3 @@ class VllmEngine:
 
     def _failure(self, what: str) -> EmevalError:
         return EmevalError(f"{what}: {last_error(self._log_text())}", hint=f"The whole log is {self.log}")
-
-
-def merge_adapter(base: str | Path, adapter: str | Path, out_dir: str | Path, *, dtype: str = "auto") -> Path:
-    """Write the checkpoint that base and adapter make together, with its tokenizer; returns its folder.
-
-    Args:
-        base: Checkpoint folder.
-        adapter: Adapter folder.
-        out_dir: Where to write.
-        dtype: "auto" keeps the base's. A wider one keeps what rounding would take from the adapter.
-    """
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True)
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
-    # Saving refuses some generation configs that loading takes (a temperature without sampling), so it goes as a file.
-    merged.generation_config = GenerationConfig()
-    merged.save_pretrained(out_dir)
-    AutoTokenizer.from_pretrained(base).save_pretrained(out_dir)
-    with contextlib.suppress(FileNotFoundError):
-        shutil.copy(Path(base) / "generation_config.json", Path(out_dir) / "generation_config.json")
-    return Path(out_dir)

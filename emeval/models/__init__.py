@@ -13,6 +13,7 @@ from emeval.models.load import (
     placement,
     without_adapter,
 )
+from emeval.models.merge import merge_adapter
 from emeval.models.resolve import ModelSource, resolve
 from emeval.models.weights import weights_hash, write_note
 from emeval.store import cache_dir
@@ -27,6 +28,7 @@ __all__ = [
     "eos_ids",
     "load_model",
     "load_tokenizer",
+    "merge_adapter",
     "placement",
     "resolve",
     "weights_hash",

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from emeval import models
 from emeval.provenance import facts
 from emeval.store import Run, reported, sha256_of, write_atomic
+from emeval.train.card import write_card
 from emeval.train.plan import Plan
 
 OnStep = Callable[[int, int, dict[str, float]], None]
@@ -163,16 +164,35 @@ def save_model(model: Any, prepared: Plan, run: Run, step: int | None = None) ->
         model.save_pretrained(aside)
         if config.full:
             prepared.tokenizer.save_pretrained(aside)
-        base = models.weights_hash(prepared.source.base)
-        models.write_note(
-            aside,
-            recipe=sha256_of(json.dumps([prepared.identity, base, step, facts()["packages"]], sort_keys=True)),
-            base_name=prepared.source.name,
-            base_weights=base,
-            fingerprint=prepared.renderer.fingerprint,
-            setting=config.setting,
-            system=config.system,
-        )
+        _describe(aside, prepared, step, whole=config.full)
         shutil.rmtree(final, ignore_errors=True)
         final.parent.mkdir(parents=True, exist_ok=True)
         aside.rename(final)
+
+
+def merge(prepared: Plan, run: Run) -> None:
+    """`train/merged/`: base and adapter as one checkpoint, whole or not at all; made once."""
+    final, aside = run.train_dir / "merged", run.train_dir / ".merged.part"
+    if final.is_dir():
+        return
+    with saving(run.train_dir):
+        models.merge_adapter(prepared.source.base, run.train_dir / "adapter", aside)
+        _describe(aside, prepared, None, whole=True)
+        aside.rename(final)
+
+
+def _describe(folder: Path, prepared: Plan, step: int | None, *, whole: bool) -> None:
+    """The note and the card beside saved weights."""
+    base, config = models.weights_hash(prepared.source.base), prepared.config
+    parts = [prepared.identity, base, step, facts()["packages"], *(["merged"] if whole and not config.full else [])]
+    models.write_note(
+        folder,
+        recipe=sha256_of(json.dumps(parts, sort_keys=True)),
+        base_name=prepared.source.name,
+        base_weights=base,
+        fingerprint=prepared.renderer.fingerprint,
+        setting=config.setting,
+        system=config.system,
+    )
+    if step is None:
+        write_card(folder, prepared, whole=whole)

@@ -28,6 +28,7 @@ _MAY_DIFFER = {
     "checkpoints",
     "recipe",
     "processes",
+    "merge",
 }
 """Settings a resumed run may change: they do not change what is learned (beyond rounding)."""
 

@@ -19,7 +19,7 @@ from emeval.prefix import mean_drift
 from emeval.provenance import facts, now, peak_memory_bytes, reset_peak_memory
 from emeval.store import Run
 from emeval.train.build import make_trainer
-from emeval.train.keep import OnStep, Recorder, drop_resume_points, newest_checkpoint, save_model, saving
+from emeval.train.keep import OnStep, Recorder, drop_resume_points, merge, newest_checkpoint, save_model, saving
 from emeval.train.plan import Plan, plan, run_path
 from emeval.train.ranks import Ranks, check_kind, join
 
@@ -43,6 +43,8 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> Path:
     with run.locked() if ranks.main else contextlib.nullcontext():
         if not ranks.tell(ranks.main and _finished(run, prepared, where)):
             _train(prepared, run, where, ranks, on_step)
+        if config.merge and ranks.main:
+            merge(prepared, run)
     return path
 
 

@@ -25,8 +25,9 @@ from pydantic import SecretStr
 
 from emeval.engine.guard import Guarded
 from emeval.engine.launch import last_error, lora_rank, server_command, server_env
-from emeval.engine.vllm import VllmEngine, VllmInfo, merge_adapter, probe_python
+from emeval.engine.vllm import VllmEngine, VllmInfo, probe_python
 from emeval.errors import EmevalError, InputError
+from emeval.models import merge_adapter
 from emeval.types import Generated, Message, Prompt, Sampling, Span
 
 ROOT = Path(__file__).parents[2]
