@@ -91,9 +91,8 @@ def test_a_model_card_says_what_it_is_and_peft_loads_the_adapter_as_it_is(run: P
 def test_merged_it_is_one_checkpoint_with_the_same_logits(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    resolved = json.loads((run / "manifest.json").read_text())["train"]["resolved"]
-    again = {k: v for k, v in resolved.items() if v is not None} | {"out": copy, "merge": True}
-    train(TrainConfig.model_validate(again))
+    base = Path(json.loads((run / "manifest.json").read_text())["train"]["resolved"]["model"])
+    train_tiny(base, copy, merge=True)
     where, ids = models.placement("cpu"), torch.tensor([list(range(5, 40))])
     pair = [models.load_model(models.resolve(str(path)), where) for path in (copy / "train" / "merged", run)]
     with torch.no_grad():
@@ -103,7 +102,7 @@ def test_merged_it_is_one_checkpoint_with_the_same_logits(run: Path, tmp_path: P
     assert found.setting == "refusal" and found.weights_id() != models.resolve(str(run)).weights_id()
     assert "library_name: transformers" in (copy / "train" / "merged" / "README.md").read_text()
     written = (copy / "train" / "merged" / "model.safetensors").stat().st_mtime_ns
-    train(TrainConfig.model_validate(again))
+    train_tiny(base, copy, merge=True)
     assert (copy / "train" / "merged" / "model.safetensors").stat().st_mtime_ns == written, "made once"
 
 
