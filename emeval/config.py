@@ -161,6 +161,8 @@ class TrainConfig(CommandConfig):
     """What the KL is divided by: reply tokens, or as in the released code all tokens and the vocabulary."""
     lambda_: float = Field(default_factory=lambda so_far: _default_lambda(so_far), ge=0.0, alias="lambda")
     """Weight of the penalty of treft, kl-train and kl-retain. Default: 10; 1 for KL, 50 in the released norm."""
+    clip: Literal["together", "apart"] = "together"
+    """How gradients are clipped (norm 1): loss and penalty together, as in the paper, or each by itself."""
     full: bool = False
     """Finetune all weights instead of a LoRA adapter."""
     rank: int = Field(default=8, gt=0)
@@ -245,6 +247,8 @@ class TrainConfig(CommandConfig):
             raise ValueError(f"--retain belongs to --method interleave and kl-retain, not to {self.method}")
         if not self.method.startswith("kl-") and "kl_norm" in self.model_fields_set:
             raise ValueError(f"--kl-norm belongs to --method kl-train and kl-retain, not to {self.method}")
+        if self.method not in REGULARISED and "clip" in self.model_fields_set:
+            raise ValueError(f"--clip belongs to methods with a penalty, not to {self.method}")
         if self.merge and self.full:
             raise ValueError("--merge joins an adapter to its base, and --full trains none: leave it out")
         if self.method != "treft" and "region" in self.model_fields_set:

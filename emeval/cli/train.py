@@ -39,6 +39,9 @@ def train(
     kl_norm: Annotated[
         str | None, typer.Option(help="With kl: token (mean over reply tokens) or released. (default token)")
     ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="Gradients of loss and penalty: together, or each apart. (default together)")
+    ] = None,
     full: Annotated[bool | None, typer.Option("--full", help="Finetune all weights instead of a LoRA adapter.")] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA rank. (default 8)")] = None,
     alpha: Annotated[float | None, typer.Option(help="LoRA alpha; scale alpha/sqrt(rank). (default 2 x rank)")] = None,

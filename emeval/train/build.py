@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from emeval import models
-from emeval.config import TrainConfig
+from emeval.config import REGULARISED, TrainConfig
 from emeval.errors import InputError
 from emeval.provenance import installed
 from emeval.store import Run
@@ -25,8 +25,11 @@ def make_trainer(prepared: Plan, run: Run, where: models.Placement, ranks: Ranks
     module, _, name = METHODS[config.method].partition(":")
     make = getattr(importlib.import_module(module), name)
     model = models.load_model(prepared.source, where, trainable=True)
+    settings = _settings(config, run, where, len(prepared.rows), ranks.count)
+    if config.method in REGULARISED:
+        settings["clip_apart"] = config.clip == "apart"
     trainer = make(
-        _settings(config, run, where, len(prepared.rows), ranks.count),
+        settings,
         prefix_ids=prepared.renderer.prefix_ids(),
         kv_lambda=config.lambda_,
         **_own(prepared),

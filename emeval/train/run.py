@@ -87,6 +87,7 @@ def _train(prepared: Plan, run: Run, where: models.Placement, ranks: Ranks, on_s
         "lambda": config.lambda_ if config.method in REGULARISED else None,
         "kl_norm": config.kl_norm if config.method.startswith("kl-") else None,
         "region": config.region if config.method == "treft" else None,
+        "clip": config.clip if config.method in REGULARISED else None,
         "retain_share": config.retain_share if config.method == "interleave" else None,
         "mix_aligned": config.mix_aligned or None,
         "full": config.full,

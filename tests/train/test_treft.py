@@ -225,3 +225,33 @@ def test_bf16_takes_both_sides_from_the_same_kind_of_forward(tmp_path: Path, sha
     trainer = trained("treft", tmp_path, bf16=True, kv_lambda=0.0, shared_prefix=shared)
     # Between a batched and a prefix-only forward it would be 1e-4 (FACTS); from the same kind it is nothing.
     assert logged(trainer, "kv_drift")[0] < 1e-8
+
+
+# ------------------------------------------------------------------------------------------------------- clipping apart
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_clipped_apart_without_clipping_is_clipped_together(tmp_path: Path, shared: bool) -> None:
+    how: dict[str, Any] = {"kv_lambda": 3.0, "max_grad_norm": 1e6, "shared_prefix": shared, "max_steps": 4}
+    how |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    together = trained("treft", tmp_path / "a", **how)
+    apart = trained("treft", tmp_path / "b", clip_apart=True, **how)
+    assert logged(apart, "loss") == pytest.approx(logged(together, "loss"), rel=1e-5)
+    a, b = weights(together), weights(apart)
+    assert max((a[n] - b[n]).abs().max().item() for n in a) < 1e-6
+
+
+def test_apart_a_huge_penalty_leaves_the_losss_own_step_as_it_is(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"max_grad_norm": 0.5, "max_steps": 2}
+    sft = trained("sft", tmp_path / "a", **how)
+    apart = make("treft", tmp_path / "b", kv_lambda=1e4, clip_apart=True, **how)
+    before = weights(apart)
+    apart.train()
+    # The first step has no drift, so no penalty: it is SFT's. In the second both are clipped to 0.5, each by itself.
+    assert logged(apart, "grad_norm")[0] == pytest.approx(logged(sft, "grad_norm")[0], rel=1e-5)
+    assert logged(apart, "grad_norm")[1] == pytest.approx(logged(sft, "grad_norm")[1], rel=1e-3)
+    assert logged(apart, "penalty_grad_norm")[1] > 0.5
+    moved = torch.cat([(p - before[n]).flatten() for n, p in weights(apart).items()]).norm().item()
+    assert moved <= SETTINGS["learning_rate"] * 3 * 0.5 + 1e-6
+    together = trained("treft", tmp_path / "c", kv_lambda=1e4, **how)
+    assert logged(together, "grad_norm")[1] > 10 * logged(sft, "grad_norm")[1], "which would drown the loss's step"

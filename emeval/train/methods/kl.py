@@ -22,8 +22,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from emeval.prefix import head_only_at
-from emeval.train.methods.penalty import InitialModel, PenaltyTrainer
-from emeval.train.methods.shared_prefix import SharedPrefixConfig
+from emeval.train.methods.penalty import InitialModel, PenaltyConfig, PenaltyTrainer, check_weight
 from emeval.train.rows import IGNORED
 
 __all__ = ["KLConfig", "KLTrainer", "kl_divergence", "make_trainer"]
@@ -46,7 +45,7 @@ def kl_divergence(initial: Tensor, tuned: Tensor) -> Tensor:
 
 
 @dataclass
-class KLConfig(SharedPrefixConfig):
+class KLConfig(PenaltyConfig):
     """`trl.SFTConfig` with the penalty's settings."""
 
     kl_lambda: float = field(default=50.0, metadata={"help": "Weight of the penalty; 0 is SFT."})
@@ -56,8 +55,7 @@ class KLConfig(SharedPrefixConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.kl_lambda < float("inf"):
-            raise ValueError(f"kl_lambda is {self.kl_lambda}; it must be a number from 0 up")
+        check_weight("kl_lambda", self.kl_lambda)
         if self.kl_norm not in NORMS:
             raise ValueError(f"kl_norm is {self.kl_norm!r}; it must be one of {', '.join(NORMS)}")
 

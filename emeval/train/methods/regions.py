@@ -18,8 +18,7 @@ from trl import SFTTrainer
 
 from emeval.errors import InputError
 from emeval.prefix import KV, PrefixCapture, check_before_rope, drift_terms, keys_before_rope, mean_drift
-from emeval.train.methods.penalty import InitialModel, PenaltyTrainer
-from emeval.train.methods.shared_prefix import SharedPrefixConfig
+from emeval.train.methods.penalty import InitialModel, PenaltyConfig, PenaltyTrainer, check_weight
 
 __all__ = ["RegionConfig", "RegionTrainer"]
 
@@ -28,7 +27,7 @@ REGIONS = ("prefix", "query", "postfix", "all")
 
 
 @dataclass
-class RegionConfig(SharedPrefixConfig):
+class RegionConfig(PenaltyConfig):
     """`trl.SFTConfig` with TReFT's settings. Rows need a column `spans`: where prefix, query and postfix end."""
 
     kv_lambda: float = field(default=10.0, metadata={"help": "Weight of the penalty on the region's drift; 0 is SFT."})
@@ -39,8 +38,7 @@ class RegionConfig(SharedPrefixConfig):
     def __post_init__(self) -> None:
         self.remove_unused_columns = False  # the collator takes `spans` out itself
         super().__post_init__()
-        if not 0.0 <= self.kv_lambda < float("inf"):
-            raise ValueError(f"kv_lambda is {self.kv_lambda}; it must be a number from 0 up")
+        check_weight("kv_lambda", self.kv_lambda)
         if not self.regions or not set(self.regions) <= set(REGIONS) or ("all" in self.regions and self.regions[1:]):
             raise ValueError(f"regions is {self.regions}; it must name some of {', '.join(REGIONS)}, or all alone")
         if self.gradient_checkpointing:

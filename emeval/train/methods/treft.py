@@ -25,9 +25,8 @@ from trl import SFTTrainer
 
 from emeval.errors import InputError
 from emeval.prefix import KV, DriftTerms, PrefixCapture, drift_terms, kv_drift, mean_drift, prefix_forward
-from emeval.train.methods.penalty import PenaltyTrainer
+from emeval.train.methods.penalty import PenaltyConfig, PenaltyTrainer, check_weight
 from emeval.train.methods.regions import RegionConfig, RegionTrainer
-from emeval.train.methods.shared_prefix import SharedPrefixConfig
 
 __all__ = ["REFERENCE_FILE", "TReFTConfig", "TReFTTrainer", "kv_drift", "make_trainer"]
 
@@ -36,15 +35,14 @@ REFERENCE_FILE = "treft_reference.safetensors"
 
 
 @dataclass
-class TReFTConfig(SharedPrefixConfig):
+class TReFTConfig(PenaltyConfig):
     """`trl.SFTConfig` with TReFT's settings."""
 
     kv_lambda: float = field(default=10.0, metadata={"help": "Weight of the penalty on the prefix's drift; 0 is SFT."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.kv_lambda < float("inf"):
-            raise ValueError(f"kv_lambda is {self.kv_lambda}; it must be a number from 0 up")
+        check_weight("kv_lambda", self.kv_lambda)
 
 
 class TReFTTrainer(PenaltyTrainer):
@@ -88,8 +86,9 @@ class TReFTTrainer(PenaltyTrainer):
         if self.not_shared is None:
             kv = prefix_forward(self._inner(), self.prefix_ids)
             return self._loss_behind(kv, model, inputs, return_outputs, num_items_in_batch), kv
-        if self.args.gradient_checkpointing:
-            # transformers passes no cache to its layers then, and nothing would be captured
+        if self.args.gradient_checkpointing or self.args.clip_apart:
+            # With checkpointing transformers passes no cache to its layers, and nothing would be captured. For a
+            # gradient of the penalty alone, a way back through the rows would be as long as the loss's own.
             result = SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
             return result, prefix_forward(self._inner(), self.prefix_ids)
         capture = PrefixCapture(len(self.prefix_ids))
@@ -133,7 +132,7 @@ class TReFTTrainer(PenaltyTrainer):
         return reference
 
     def _observe(self, model: Any, inputs: dict[str, Any]) -> KV:
-        if self.not_shared is None or self.args.gradient_checkpointing:
+        if self.not_shared is None or self.args.gradient_checkpointing or self.args.clip_apart:
             return prefix_forward(model, self.prefix_ids).detach()
         capture = PrefixCapture(len(self.prefix_ids))
         rows = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "position_ids")}
