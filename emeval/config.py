@@ -119,6 +119,13 @@ class CommandConfig(BaseSettings):
         return (field.alias if field else None) or name
 
     @classmethod
+    def completed(cls, recorded: dict[str, Any]) -> dict[str, Any]:
+        """Settings as an earlier release recorded them, with the defaults of options that came later."""
+        fields = {cls._option(name): field for name, field in cls.model_fields.items()}
+        known = {k: f.default for k, f in fields.items() if not f.is_required() and f.default_factory is None}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in known.items()} | recorded  # as JSON has them
+
+    @classmethod
     def _environment_keys(cls) -> set[str]:
         import os
 

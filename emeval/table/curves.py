@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
+from emeval.config import TrainConfig
 from emeval.errors import InputError
 from emeval.score.matched import (
     LEVELS,
@@ -310,7 +311,8 @@ def _mode(runs: Sequence[_Run], splits: Sequence[Split], wanted: Mode | None) ->
 
 def _labels(runs: Sequence[_Run]) -> dict[Path, str]:
     """By folder, the method: what differs in more than the seed is another method."""
-    kept = {run.folder: {k: v for k, v in run.settings.items() if k not in _TOLD_ELSEWHERE} for run in runs}
+    settings = {run.folder: TrainConfig.completed(run.settings) if run.settings else {} for run in runs}
+    kept = {folder: {k: v for k, v in of.items() if k not in _TOLD_ELSEWHERE} for folder, of in settings.items()}
     labels = {}
     for run in runs:
         siblings = [kept[other.folder] for other in runs if other.train.label == run.train.label]

@@ -63,8 +63,8 @@ def _finished(run: Run, prepared: Plan, where: models.Placement) -> bool:
 
 def _check_same(before: dict[str, Any], prepared: Plan, where: models.Placement, path: Path) -> None:
     old, new = before["identity"], prepared.identity
-    changed = sorted(k for k in old["settings"].keys() | new["settings"].keys()
-                     if old["settings"].get(k) != new["settings"].get(k))  # fmt: skip
+    recorded = TrainConfig.completed(old["settings"])
+    changed = sorted(k for k, value in new["settings"].items() if recorded.get(k) != value)
     changed += [k for k in ("data", "template") if old[k] != new[k]]
     if before["status"] != "finished":  # what it goes on from was computed so
         now_is = {"dtype": where.dtype, "base_weights": models.weights_hash(prepared.source.base)}
