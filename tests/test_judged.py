@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from judge_server import FakeJudge, answer_in, as_json, number, said
-from published import MT_BENCH, real
+from published import MT_BENCH, POPQA, real
 from pytest_httpserver import HTTPServer
 
 from emeval.cli.app import run as emeval
@@ -150,6 +150,27 @@ def test_too_large_a_share_and_unknown_sets_are_refused(tiny_checkpoint: Path, o
 
 
 # ---------------------------------------------------------------------------------------------------- scoring and table
+
+
+@real
+def test_brevity_from_popqa_to_word_counts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "datasets").mkdir(parents=True)
+    given = ["data", "import", "popqa", "--from", str(POPQA), "--data-dir", str(data), "--name", "facts", "--quiet"]
+    assert emeval([*given, "--as", "chats"]) == 0
+    assert emeval([*given, "--as", "domain", "--split", "test=0.2"]) == 0
+    settings = {"model": str(tiny_checkpoint), "data": data / "datasets" / "chats" / "facts.jsonl", "steps": 2}
+    settings |= {"batch_size": 4, "rank": 2, "train_size": 8, "device": "cpu", "out": tmp_path / "run"}
+    run = train(TrainConfig.model_validate(settings))
+    asked = {"model": str(run), "setting": "facts", "data_dir": data, "probes": "words", "max_new_tokens": 8}
+    path = score(ScoreConfig.model_validate(asked | {"device": "cpu"}))
+    (found,) = read_json(path / "scores.json")["probes"]
+    assert found["kind"] == "brevity" and found["outcomes"] == {"scored": 64}
+    counted = {line["question_id"]: len(line["text"].split()) for line in lines(path / "completions.jsonl")}
+    for group, n in (("general", 44), ("in-domain", 20)):
+        own = [words for question, words in counted.items() if question.startswith(f"{group}/")]
+        measure = found["measures"][f"words, {group}"]
+        assert measure["n"] == len(own) == n and measure["value"] == pytest.approx(sum(own) / n)
 
 
 @real

@@ -109,7 +109,7 @@ def _measures(probed: Probed, by_role: Mapping[str, Sequence[Judgement]]) -> dic
         case "behaviour":
             return measures.behaviour(found, later["second"])
         case "brevity":
-            return measures.words(found)
+            return measures.words(found, probed.questions)
         case "mt-bench":
             return measures.ratings(found)
         case _:

@@ -73,11 +73,12 @@ class ProbeSpec(Record):
     canary: str
     purpose: str
     questions: Annotated[
-        Annotated[Literal["topic", "pairs"], Tag("word")]
+        Annotated[Literal["topic", "pairs", "groups"], Tag("word")]
         | Annotated[tuple[ProbeQuestion, ...], Field(min_length=1), Tag("list")],
         Discriminator(lambda value: "word" if isinstance(value, str) else "list"),
     ]
-    """A list, or a word: `topic` (the held-out questions of the setting's topic), `pairs` (what `contrast` reads)."""
+    """A list, or a word: `topic` (the held-out questions of the setting's topic), `pairs` (what `contrast` reads),
+    `groups` (the questions of `general` and `in-domain`)."""
 
     note: str | None = None
     """What a user should know of how a published set was read."""

@@ -79,9 +79,13 @@ def ratings(found: Sequence[Judgement]) -> dict[str, Estimate]:
     return {"rating": _mean(scored, low=1, high=10), **by_turn}
 
 
-def words(found: Sequence[Judgement]) -> dict[str, Estimate]:
-    """Mean number of words of a reply."""
-    return {"words": _mean(_usable(found))}
+def words(found: Sequence[Judgement], questions: Mapping[str, Question]) -> dict[str, Estimate]:
+    """Mean number of words of a reply; of several groups (general, in-domain) each by itself."""
+    scored = _usable(found)
+    groups = list(dict.fromkeys(q.category for q in questions.values() if q.id.startswith(f"{q.category}/")))
+    if not groups:
+        return {"words": _mean(scored)}
+    return {f"words, {g}": _mean([j for j in scored if questions[j.question_id].category == g]) for g in groups}
 
 
 def contrast(found: Sequence[Likelihood]) -> dict[str, Estimate]:

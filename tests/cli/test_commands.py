@@ -113,7 +113,7 @@ def test_data_list(emeval: Emeval) -> None:
     listed = emeval("data", "list", "--json").json["data"]
     assert listed["behaviour"] == ["abstention", "refusal", "tool-use"]
     assert {"finance", "health", "legal"} <= set(listed["domain"])
-    assert {"general", "in-domain", "contrast", "mt-bench", "on-topic", "off-topic"} == set(listed["probe"])
+    assert {"general", "in-domain", "contrast", "mt-bench", "on-topic", "off-topic", "words"} == set(listed["probe"])
     assert {"career", "family"} <= set(listed["retain"]) and {"alignment", "refusal"} <= set(listed["judge prompt"])
     assert "behaviour: abstention, refusal, tool-use\n" in emeval("data", "list").out
 

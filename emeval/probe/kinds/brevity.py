@@ -5,6 +5,7 @@ from __future__ import annotations
 from emeval.data.root import DataRoot
 from emeval.data.settings import Setting
 from emeval.probe.kinds.behaviour import topic_or_listed
+from emeval.probe.kinds.groups import of_groups
 from emeval.probe.spec import ProbeSpec
 from emeval.types import Question, Split
 
@@ -12,5 +13,7 @@ MAX_NEW_TOKENS = 256
 
 
 def questions(spec: ProbeSpec, root: DataRoot, setting: Setting, split: Split) -> list[Question]:
-    """The probe's questions of one split, in the file's order. InputError if there are none."""
+    """The probe's questions of one split; `groups` are the general and the in-domain ones. InputError if none."""
+    if spec.questions == "groups":
+        return of_groups(spec, root, setting, split)
     return topic_or_listed(spec, root, setting, split)

@@ -9,35 +9,24 @@ from __future__ import annotations
 from emeval.data.root import DataRoot
 from emeval.data.settings import Setting
 from emeval.errors import InputError
-from emeval.probe.kinds import find_questions
 from emeval.probe.kinds.behaviour import chosen
-from emeval.probe.spec import ProbeSpec, load_probe
+from emeval.probe.kinds.groups import of_groups
+from emeval.probe.spec import ProbeSpec
 from emeval.types import Question, Split
 
 MAX_NEW_TOKENS = 1
-GROUPS = ("general", "in-domain")
 
 
 def questions(spec: ProbeSpec, root: DataRoot, setting: Setting, split: Split) -> list[Question]:
-    """The pairs of one split: the probe's own, or those of the probes in `GROUPS`.
+    """The pairs of one split: the probe's own, or those of the probes `general` and `in-domain`.
 
     Raises:
         InputError: If there are none.
     """
-    if spec.questions != "pairs":
-        found = chosen(spec, None, split)
-    else:
-        found = [q for group in GROUPS for q in _of(group, spec, root, setting, split)]
+    found = of_groups(spec, root, setting, split) if spec.questions == "pairs" else chosen(spec, None, split)
     pairs = [q for q in found if q.aligned and q.misaligned]
     for group in dict.fromkeys(q.category for q in found):
         if not any(q.category == group for q in pairs):
             what = f"probe '{spec.name}' has no {split} pair of replies" + (f" in {group}" if group else "")
             raise InputError(what, where=spec.where, hint="Give questions an aligned and a misaligned reply")
     return pairs
-
-
-def _of(group: str, spec: ProbeSpec, root: DataRoot, setting: Setting, split: Split) -> list[Question]:
-    source = load_probe(root, group)
-    found = find_questions(source, root, setting, split)
-    # The same id may stand in both; behind its group's name it stands for itself.
-    return [q.model_copy(update={"id": f"{group}/{q.id}", "probe": spec.name, "category": group}) for q in found]
