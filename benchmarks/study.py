@@ -156,7 +156,7 @@ def main() -> None:
     for arm in arms:
         arm.config  # noqa: B018  what cannot be trained is told before anything is
     lost = 0
-    with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         jobs = {pool.submit(run, arm, given.threads): arm for arm in arms}
         for job in as_completed(jobs):
             error = job.exception()

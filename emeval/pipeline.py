@@ -271,9 +271,11 @@ def origin(source: models.ModelSource | None) -> dict[str, Any]:
     """Base, adapter, and how it was trained: carried along, since scores may lie in another folder than the run."""
     if source is None:
         return {}
-    train = Run(source.run).manifest()["train"] if source.run else None
-    told = ("lambda", "kl_norm", "region", "retain_share", "mix_aligned", "full", "steps", "seed")
-    kept = ("method", "setting", "model", *told)
+    # What has left its run folder, merged or not, carries a note.
+    note = models.read_note(source.adapter or source.base)
+    train = Run(source.run).manifest()["train"] if source.run else note.get("train")
+    told = ("lambda", "kl_norm", "region", "retain_share", "mix_aligned", "full", "steps", "seed", "clip", "system")
+    kept = ("method", "setting", "model", *told, "own_data", "train_size")
     return {
         "base": source.base.name,
         "adapter": source.adapter.name if source.adapter else None,

@@ -71,7 +71,10 @@ def _processor() -> str:
 
 
 def reset_peak_memory() -> None:
-    """Let `peak_memory_bytes` begin anew, where the system can (Linux): what ran before in this process is no part."""
+    """Let `peak_memory_bytes` begin anew from what is held now, where the system can (Linux).
+
+    Freed memory that the process keeps still counts: of a second training in one process it is an upper bound.
+    """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emeval.cli import options as o
 from emeval.cli.console import progress, result, result_json, say
+
+if TYPE_CHECKING:
+    from emeval.config import TrainConfig
 
 app = typer.Typer()
 
@@ -95,28 +98,32 @@ def train(
     flags = o.given(locals())
 
     from emeval.config import TrainConfig
-    from emeval.store import Run
 
     settings = TrainConfig.load(flags, config)
+    from emeval.train.plan import run_path
     from emeval.train.ranks import launch, launched
+    from emeval.train.run import finished
     from emeval.train.run import train as run_training
 
     if settings.processes > 1 and not launched():
-        from emeval.train.plan import plan
-
-        plan(settings)  # what is wrong with the input is told once, here
-        launch(settings.processes, sys.argv[1:])
+        if not finished(settings):  # what is wrong with the input is told once, here
+            launch(settings.processes, sys.argv[1:])
+        _tell(run_path(settings), settings, as_json, quiet)
         return
-    follower = launched() and os.environ.get("RANK") != "0"
-    with progress(f"train {settings.method}", quiet or follower) as advance:
+    with progress(f"train {settings.method}", quiet or os.environ.get("RANK", "0") != "0") as advance:
 
         def on_step(step: int, total: int, logs: dict[str, float]) -> None:
             drift = "".join(f" {name} {logs[key]:.2g}" for key, name in _PENALTIES.items() if key in logs)
             advance(step, total, f"loss {logs['loss']:.3f}{drift}")
 
         path = run_training(settings, on_step)
-    if follower:
-        return
+    if not launched():  # else who launched them tells
+        _tell(path, settings, as_json, quiet)
+
+
+def _tell(path: Path, settings: TrainConfig, as_json: bool, quiet: bool) -> None:
+    from emeval.store import Run
+
     results = Run(path).manifest()["train"]["results"]
     if as_json:
         result_json({"run": str(path), "results": results})

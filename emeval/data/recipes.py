@@ -67,7 +67,7 @@ def paper_model(name: str) -> str | None:
 
     A base model, a mirror under another name or a variant is another model.
     """
-    last = Path(name).name.lower()
+    last = Path(name.partition("@")[0]).name.lower()
     return next((theirs for theirs, m in _recipes().models.items() if Path(m.hub).name.lower() == last), None)
 
 

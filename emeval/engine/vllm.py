@@ -22,7 +22,6 @@ from pydantic import SecretStr
 
 from emeval.engine import Pair, Request
 from emeval.engine.endpoint import EndpointEngine
-from emeval.engine.guard import Guarded
 from emeval.engine.launch import (
     ADAPTER,
     BASE,
@@ -35,6 +34,7 @@ from emeval.engine.launch import (
     server_env,
 )
 from emeval.errors import EmevalError
+from emeval.guard import Guarded
 from emeval.models import merge_adapter
 from emeval.types import Generated, Sampling
 

@@ -10,7 +10,7 @@ import json
 import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 
 def _count(value: object) -> int | None:
@@ -20,6 +20,14 @@ def _count(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         return None
     return int(value)
+
+
+def _if_it_fits(value: object, validate: ValidatorFunctionWrapHandler) -> Any:
+    """The log-probabilities, or None for what is none: the text can be read all the same."""
+    try:
+        return validate(value)
+    except ValidationError:
+        return None
 
 
 _Count = Annotated[int | None, BeforeValidator(_count)]
@@ -68,7 +76,7 @@ class Choice(BaseModel):
 
     message: Said
     finish_reason: str | None = None
-    logprobs: Logprobs | None = None
+    logprobs: Annotated[Logprobs | None, WrapValidator(_if_it_fits)] = None
 
 
 class Usage(BaseModel):
@@ -81,7 +89,9 @@ class Usage(BaseModel):
 class Answer(BaseModel):
     """An answer of `/chat/completions`."""
 
-    choices: list[Choice] = Field(default_factory=list)
+    choices: Annotated[list[Choice], BeforeValidator(lambda value: [] if value is None else value)] = Field(
+        default_factory=list
+    )
     usage: Annotated[Usage, BeforeValidator(lambda value: value if isinstance(value, dict) else {})] = Usage()
     error: Any = None
 

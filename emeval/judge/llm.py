@@ -229,6 +229,8 @@ class _Judging(Session[tuple[int, Judgement]]):
         self.model = judge.server.model
         self.known = known
         self._reserved: dict[int, float] = {}
+        self._wasted: dict[int, tuple[int, int]] = {}
+        """By job, tokens in and out of answers that were paid and of no use."""
         self._settling = asyncio.Lock()
 
     async def begin(self, client: openai.AsyncOpenAI) -> None:
@@ -242,7 +244,7 @@ class _Judging(Session[tuple[int, Judgement]]):
         return not self.judge.budget.reserve(dollars)
 
     def failed(self, index: int, reason: str) -> Iterator[tuple[int, Judgement]]:
-        yield index, self._record(index, "api-error", None, None, reason)
+        yield index, self._record(index, "api-error", None, None, reason, self._wasted.pop(index, (None, None)))
 
     async def ask(self, client: openai.AsyncOpenAI, index: int) -> tuple[int, Judgement]:
         if not self.judge.dialect.settled:  # the first call alone finds out what the endpoint takes
@@ -264,10 +266,11 @@ class _Judging(Session[tuple[int, Judgement]]):
         try:
             answer = read_answer(body) if body is not None else Answer()
             if not answer.choices:
-                return self._record(index, "api-error", None, None, answer.complaint or reason or _NO_CHOICES)
+                counts = self._settle(index, answer) if body is not None else (None, None)
+                return self._record(index, "api-error", None, None, answer.complaint or reason or _NO_CHOICES, counts)
             return self._understood(index, answer.choices[0], self._settle(index, answer))
         except ValueError as error:
-            return self._record(index, "api-error", None, None, str(error))
+            return self._record(index, "api-error", None, None, str(error), self._settle(index, Answer()))
         finally:
             self._release(index)
 
@@ -302,7 +305,7 @@ class _Judging(Session[tuple[int, Judgement]]):
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 problem = f"the answer is no JSON ({error})"
             except ValueError:
-                self._settle(index, Answer())
+                self._waste(index)
                 raise
             else:
                 if answer.choices:
@@ -310,8 +313,12 @@ class _Judging(Session[tuple[int, Judgement]]):
                 if answer.complaint:
                     raise ValueError(answer.complaint)
                 problem = _NO_CHOICES
-            self._settle(index, Answer())
+            self._waste(index)
         raise ValueError(problem)
+
+    def _waste(self, index: int) -> None:
+        before, lost = self._wasted.get(index, (0, 0)), self._settle(index, Answer())
+        self._wasted[index] = (before[0] + lost[0], before[1] + lost[1])
 
     async def _request(self, client: openai.AsyncOpenAI, messages: list[dict[str, str]]) -> Answer:
         """One request, sent again without the fields that the endpoint dislikes. Retries and errors are the client's.

@@ -223,8 +223,8 @@ class Panel:
 
     def judged_by_it(self) -> list[Judgement]:
         """The run's judgements that this judge model made, under whatever prompt."""
-        latest = {(j.probe, j.key): j for j in self.file.read()}  # an api-error asked again is no second call
-        return [j for j in latest.values() if j.judge.startswith(f"{self.server(started=False).label}/")]
+        label = self.server(started=False).label
+        return [j for j in self.file.read() if j.judge.startswith(f"{label}/")]
 
     def _spent(self, price: Price | None) -> float:
         return bill(self.judged_by_it(), price).dollars or 0.0 if self.has_model else 0.0

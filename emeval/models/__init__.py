@@ -15,7 +15,7 @@ from emeval.models.load import (
 )
 from emeval.models.merge import merge_adapter
 from emeval.models.resolve import ModelSource, resolve
-from emeval.models.weights import weights_hash, write_note
+from emeval.models.weights import read_note, weights_hash, write_note
 from emeval.store import cache_dir
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "load_tokenizer",
     "merge_adapter",
     "placement",
+    "read_note",
     "resolve",
     "weights_hash",
     "without_adapter",

@@ -129,6 +129,7 @@ class _Identity(BaseModel):
 
 class _Results(BaseModel):
     step_seconds: float | None = None
+    optimizer: str | None = None
     peak_memory_bytes: float | None = None
 
 
@@ -140,6 +141,9 @@ class _Trained(Train):
     device: str | None = None
     dtype: str | None = None
     threads: int | None = None
+    gpu: str | None = None
+    processes: int | None = None
+    micro_batch: int | None = None
 
     @property
     def cost(self) -> Cost:
@@ -147,15 +151,11 @@ class _Trained(Train):
         found = self.results
         if found.step_seconds is None:
             return Cost()
-        batches = (self.resolved.get(name) for name in ("batch_size", "micro_batch", "shared_prefix"))
-        alike = (
-            self.device,
-            self.dtype,
-            self.threads,
-            self.machine.get("processor"),
-            self.machine.get("cpus"),
-            *batches,
-        )
+        names = ("batch_size", "shared_prefix", "gradient_checkpointing", "full", "rank")
+        place = (self.device, self.gpu, self.processes, self.dtype, self.threads)
+        machine = (self.machine.get(name) for name in ("processor", "cpus"))
+        ways = (self.micro_batch, found.optimizer, *(self.resolved.get(name) for name in names))
+        alike = (*place, *machine, *ways)
         return Cost(
             seconds_a_step=found.step_seconds, peak_bytes=found.peak_memory_bytes, conditions=", ".join(map(str, alike))
         )

@@ -71,20 +71,12 @@ def beside(table: Table, rows: Sequence[RunRow], root: Path) -> Table:
         InputError: The file of the paper's figures is absent or no JSON.
     """
     data = _load(root / "results" / "paper" / "paper.json")
-    name, find, keys, own = {
-        1: (
-            "ID, EM, EM-F1",
-            _aligned,
-            ("id", "em", "em_f1", "lambda"),
-            "what differs in questions and judge is said here",
-        ),
-        2: (
-            "on, off",
-            _leaked,
-            ("on_topic", "off_topic", "lambda"),
-            "questions, training data, detectors are emeval's own",
-        ),
-    }[table.number]
+    keys: tuple[str, ...]
+    if table.number == 1:
+        name, find, keys = "ID, EM, EM-F1", _aligned, _ALIGNED
+        own = "training data may be emeval's own; for questions and judge see 'Beside the paper'"
+    else:
+        name, find, keys, own = "on, off", _leaked, _LEAKED, "questions, training data and detectors are emeval's own"
     found = [find(data, row) for row in rows]
     each = len(table.records) // max(1, len(rows))  # records of a row
     note = (
@@ -136,7 +128,11 @@ def _leaked(data: Figures, row: RunRow) -> dict[str, Value]:
 def _in_the_paper(row: RunRow) -> str | None:
     """The paper's name of the row's model, where the row was trained as the paper trained."""
     train = row.train
-    if train is None or row.arm or train.full or train.mix_aligned or train.setting != row.setting:
+    if train is None or row.arm or train.setting != row.setting:
+        return None
+    if train.full or train.mix_aligned or train.own_data or train.train_size or train.system is not None:
+        return None
+    if train.clip not in (None, "together"):
         return None
     region = train.region if train.method == "treft" else None
     share = train.retain_share if train.method == "interleave" else None

@@ -47,6 +47,10 @@ class Train(BaseModel):
     kl_norm: str | None = None
     mix_aligned: float | None = None
     full: bool | None = None
+    clip: str | None = None
+    system: str | None = None
+    own_data: bool | None = None
+    train_size: int | None = None
 
     @property
     def label(self) -> str:
@@ -64,6 +68,7 @@ class Train(BaseModel):
         # The paper's lambdas may belong to the released quantity (PAPER.md section 2), so the two are never mixed up.
         parts += ["released drift"] if self.drift == "released" else []
         parts += ["released norm"] if self.kl_norm == "released" else []
+        parts += ["clipped apart"] if self.clip == "apart" else []
         parts += noise
         return f"{self.method} ({', '.join(filter(None, parts))})" if parts else self.method
 

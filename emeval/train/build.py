@@ -61,14 +61,7 @@ def _quiet(trainer: Any) -> None:
 
 
 def _settings(config: TrainConfig, run: Run, where: models.Placement, rows: int, processes: int) -> dict[str, Any]:
-    share, rest = divmod(config.batch_size, processes)
-    if rest or (config.micro_batch and share % config.micro_batch):
-        what = f"{config.batch_size} rows a step cannot be shared by {processes} processes"
-        what += f" in micro-batches of {config.micro_batch}" if config.micro_batch else ""
-        raise InputError(what, where="--batch-size", hint="Give a multiple")
-    most = min(share, rows) if where.device == "cpu" else min(share, 4)
-    micro = config.micro_batch or next(n for n in range(most, 0, -1) if share % n == 0)
-    accumulation = share // micro
+    micro, accumulation = rows_per_process(config, rows, where, processes)
     steps = config.steps or max(1, round(config.epochs * rows / config.batch_size))
     return {
         "output_dir": str(run.train_dir),
@@ -97,6 +90,18 @@ def _settings(config: TrainConfig, run: Run, where: models.Placement, rows: int,
         "report_to": "none",
         "disable_tqdm": True,
     }
+
+
+def rows_per_process(config: TrainConfig, rows: int, where: models.Placement, processes: int) -> tuple[int, int]:
+    """Rows of a forward, and how many forwards make up a process's share of a step. InputError if they do not fit."""
+    share, rest = divmod(config.batch_size, processes)
+    if rest or (config.micro_batch and share % config.micro_batch):
+        what = f"{config.batch_size} rows a step cannot be shared by {processes} processes"
+        what += f" in micro-batches of {config.micro_batch}" if config.micro_batch else ""
+        raise InputError(what, where="--batch-size", hint="Give a multiple")
+    most = min(share, rows) if where.device == "cpu" else min(share, 4)
+    micro = config.micro_batch or next(n for n in range(most, 0, -1) if share % n == 0)
+    return micro, share // micro
 
 
 def _optimiser(config: TrainConfig, where: models.Placement) -> str:

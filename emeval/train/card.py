@@ -60,14 +60,17 @@ def _rows(prepared: Plan) -> str:
     unused |= {"kl_norm"} if not method.startswith("kl-") else set()
     unused |= {"retain_share"} if method != "interleave" else set()
     unused |= {"rank", "alpha"} if prepared.config.full else set()
-    shown = [(k, values[k]) for k in _SETTINGS if k not in unused and values[k] not in (None, False, 0.0, "")]
+    unused |= {"epochs"} if prepared.config.steps else set()
+    unused |= {"mix_aligned"} if not prepared.config.mix_aligned else set()
+    told = [(k, values[k]) for k in _SETTINGS if k not in unused]
+    shown = [(k, value) for k, value in told if value not in (None, "") and value is not False]
     # A system prompt is anyone's text: no line of it may end the table.
     return "\n".join(f"| {key.replace('_', ' ')} | {' '.join(str(v).split()).replace('|', '/')} |" for key, v in shown)
 
 
 _LOADING = {
     "adapter": """Load it with `PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), FOLDER)`,
-serve it with `vllm serve {base} --enable-lora --lora-modules tuned=FOLDER`, score it with
+serve it with `vllm serve {base} --enable-lora --max-lora-rank 64 --lora-modules tuned=FOLDER`, score it with
 `emeval score --model FOLDER`.""",
     "whole": """Load it with `AutoModelForCausalLM.from_pretrained(FOLDER)`, score it with
 `emeval score --model FOLDER`.""",

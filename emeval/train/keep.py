@@ -18,14 +18,19 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from emeval import models
+from emeval.config import REGULARISED
+from emeval.errors import InputError
 from emeval.provenance import facts
 from emeval.store import Run, reported, sha256_of, write_atomic
 from emeval.train.card import write_card
 from emeval.train.plan import Plan
+from emeval.train.ranks import Ranks
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Called after each optimiser step with: step, total steps, the step's log."""
 
+_TIMED = 3
+"""Steps that a median needs."""
 _WHOLE = "emeval-whole"
 """Marker file of a resume point, written after everything else of it."""
 _NOT_WRITTEN = re.compile(r"PytorchStreamWriter|unexpected pos \d+ vs")
@@ -68,6 +73,17 @@ def drop_resume_points(run: Run) -> None:
     """Once the model is saved nothing is resumed from them."""
     for leftover in run.train_dir.glob("checkpoint-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+class SavedByAll(TrainerCallback):  # type: ignore[misc]
+    """Holds every process until all have written their part of a resume point; the Recorder's mark comes after."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """This process has written its part."""
+        self.ranks.wait()
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
@@ -113,9 +129,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     @property
     def step_seconds(self) -> float | None:
-        """Median of this process's steps, saving apart; the first, which warms up, left out where there are more."""
-        known = self._seconds[1:] or self._seconds
-        return round(statistics.median(known), 4) if known else None
+        """Median of this process's steps, saving apart and without the first, which warms up; None of too few."""
+        known = self._seconds[1:]
+        return round(statistics.median(known), 4) if len(known) >= _TIMED else None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The clock starts."""
@@ -175,6 +191,10 @@ def merge(prepared: Plan, run: Run) -> None:
     final, aside = run.train_dir / "merged", run.train_dir / ".merged.part"
     if final.is_dir():
         return
+    trained = run.manifest()["train"]
+    if trained["base_weights"] != models.weights_hash(prepared.source.base):
+        what = "the base is not the one that this adapter was trained on"
+        raise InputError(what, where=str(prepared.source.base), hint="Name the base as it was")
     with saving(run.train_dir):
         models.merge_adapter(prepared.source.base, run.train_dir / "adapter", aside)
         _describe(aside, prepared, None, whole=True)
@@ -193,6 +213,11 @@ def _describe(folder: Path, prepared: Plan, step: int | None, *, whole: bool) ->
         fingerprint=prepared.renderer.fingerprint,
         setting=config.setting,
         system=config.system,
-    )
+        train={
+            "method": config.method, "setting": config.setting, "model": prepared.source.name, "seed": config.seed,
+            "lambda": config.lambda_ if config.method in REGULARISED else None, "full": config.full,
+            "region": config.region if config.method == "treft" else None, "steps": step,
+        },
+    )  # fmt: skip
     if step is None:
         write_card(folder, prepared, whole=whole)

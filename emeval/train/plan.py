@@ -27,7 +27,6 @@ _MAY_DIFFER = {
     "shared_prefix",
     "checkpoints",
     "recipe",
-    "processes",
     "merge",
 }
 """Settings a resumed run may change: they do not change what is learned (beyond rounding)."""

@@ -7,14 +7,13 @@ Data parallel (DDP) only: each process holds the whole model and takes its share
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from emeval.errors import EmevalError, InputError
+from emeval.guard import Guarded
 
 SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU")
 """What accelerate may make of it: anything sharded would be trained on, and saved, in pieces."""
@@ -39,6 +38,13 @@ class Ranks:
         from accelerate.utils import broadcast_object_list
 
         return broadcast_object_list([value])[0]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
 
 
 def launched() -> bool:
@@ -67,23 +73,31 @@ def check_kind(trainer: Any) -> None:
         )
 
 
+def check_devices(device: str, processes: int) -> None:
+    """InputError for more processes than GPUs."""
+    import torch
+
+    there = torch.cuda.device_count()
+    if device == "cuda" and processes > there:
+        what = f"{processes} processes need as many GPUs, there are {there}"
+        raise InputError(what, where="--processes", hint=f"Give {there} or fewer")
+
+
 def launch(processes: int, arguments: Sequence[str]) -> None:
-    """Run `emeval ARGUMENTS` as several processes of this machine, and wait.
+    """Run `emeval ARGUMENTS` as several processes of this machine, and wait. None of them outlives this one.
 
     Raises:
         EmevalError: One of them failed; the launcher ends the others.
-        KeyboardInterrupt: They were interrupted.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     threads = max(1, (os.cpu_count() or 1) // processes)
     environment = {"OMP_NUM_THREADS": str(threads)} | dict(os.environ)
-    child = subprocess.Popen([*command, "-m", "emeval", *arguments], env=environment)  # noqa: S603  our own program
-    try:
-        code = child.wait()
-    except KeyboardInterrupt:
-        child.send_signal(signal.SIGINT)
-        child.wait()
-        raise
+    with open(2, "wb", closefd=False) as log:
+        child = Guarded([*command, "-m", "emeval", *arguments], environment, log)
+        try:
+            code = child.wait()
+        finally:
+            child.end()
     if code:
         hint = "What it said is above; the same command goes on where it was"
         raise EmevalError(f"one of {processes} training processes failed", where=f"--processes {processes}", hint=hint)

@@ -6,6 +6,7 @@ Killed at any moment, the same call resumes from the newest whole checkpoint. A 
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,19 @@ from emeval.errors import InputError
 from emeval.prefix import mean_drift
 from emeval.provenance import facts, now, peak_memory_bytes, reset_peak_memory
 from emeval.store import Run
-from emeval.train.build import make_trainer
-from emeval.train.keep import OnStep, Recorder, drop_resume_points, merge, newest_checkpoint, save_model, saving
+from emeval.train.build import make_trainer, rows_per_process
+from emeval.train.keep import (
+    OnStep,
+    Recorder,
+    SavedByAll,
+    drop_resume_points,
+    merge,
+    newest_checkpoint,
+    save_model,
+    saving,
+)
 from emeval.train.plan import Plan, plan, run_path
-from emeval.train.ranks import Ranks, check_kind, join
+from emeval.train.ranks import Ranks, check_devices, check_kind, join
 
 
 def train(config: TrainConfig, on_step: OnStep | None = None) -> Path:
@@ -34,18 +44,39 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> Path:
     Raises:
         InputError: For bad input (nothing written), a folder in use, or one that holds another run.
     """
-    path = run_path(config)
-    if path.exists() and not path.is_dir():
-        raise InputError("is a file", where=str(path), hint="Choose a folder with --out")
-    prepared = plan(config)
-    where = models.placement(config.device, config.dtype)
+    path, prepared, where = _checked(config)
     run, ranks = Run(path), join(where.device)
+    if config.processes not in (1, ranks.count):
+        what = f"asks for {config.processes} processes, this is one of {ranks.count}"
+        raise InputError(what, where="--processes", hint="Use the command line, or torchrun")
     with run.locked() if ranks.main else contextlib.nullcontext():
         if not ranks.tell(ranks.main and _finished(run, prepared, where)):
             _train(prepared, run, where, ranks, on_step)
         if config.merge and ranks.main:
             merge(prepared, run)
     return path
+
+
+def finished(config: TrainConfig) -> bool:
+    """Whether this run is there, finished; all that `train` would refuse is refused. Nothing is written.
+
+    Raises:
+        InputError: As `train`.
+    """
+    path, prepared, where = _checked(config)
+    check_devices(where.device, config.processes)
+    rows_per_process(config, len(prepared.rows), where, config.processes)
+    if not (path / "manifest.json").exists():
+        return False
+    with Run(path).locked():
+        return _finished(Run(path), prepared, where)
+
+
+def _checked(config: TrainConfig) -> tuple[Path, Plan, models.Placement]:
+    path = run_path(config)
+    if path.exists() and not path.is_dir():
+        raise InputError("is a file", where=str(path), hint="Choose a folder with --out")
+    return path, plan(config), models.placement(config.device, config.dtype)
 
 
 def _finished(run: Run, prepared: Plan, where: models.Placement) -> bool:
@@ -88,6 +119,9 @@ def _train(prepared: Plan, run: Run, where: models.Placement, ranks: Ranks, on_s
         "kl_norm": config.kl_norm if config.method.startswith("kl-") else None,
         "region": config.region if config.method == "treft" else None,
         "clip": config.clip if config.method in REGULARISED else None,
+        "system": config.system,
+        "own_data": config.data is not None,
+        "train_size": config.train_size,
         "retain_share": config.retain_share if config.method == "interleave" else None,
         "mix_aligned": config.mix_aligned or None,
         "full": config.full,
@@ -100,18 +134,22 @@ def _train(prepared: Plan, run: Run, where: models.Placement, ranks: Ranks, on_s
         "device": where.device,
         "dtype": where.dtype,
         "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if where.device == "cuda" else None,
         "processes": ranks.count,
         "started": now(),
         **facts(),
     }
-    if ranks.main:
-        run.update_manifest(train=section)
+    gc.collect()
     reset_peak_memory()
     if where.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     trainer = make_trainer(prepared, run, where, ranks)
     check_kind(trainer)
+    section["micro_batch"] = trainer.args.per_device_train_batch_size
+    if ranks.main:
+        run.update_manifest(train=section)
     resume = ranks.tell(newest_checkpoint(run.train_dir, trainer.args.max_steps) if ranks.main else None)
+    trainer.add_callback(SavedByAll(ranks))
     if not ranks.main:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         return

@@ -23,10 +23,10 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from emeval.engine.guard import Guarded
 from emeval.engine.launch import last_error, lora_rank, server_command, server_env
 from emeval.engine.vllm import VllmEngine, VllmInfo, probe_python
 from emeval.errors import EmevalError, InputError
+from emeval.guard import Guarded
 from emeval.models import merge_adapter
 from emeval.types import Generated, Message, Prompt, Sampling, Span
 

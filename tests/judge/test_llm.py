@@ -116,7 +116,9 @@ ODD = {
     "message a text": (chose(message="80"), "api-error", "another shape"),
     "content an object": (chose(message={"content": {"value": "80"}}), "api-error", "another shape"),
     "a part's text an object": (chose(message={"content": [{"text": {"value": "80"}}]}), "api-error", "another shape"),
-    "log-probabilities a text": (chose(logprobs="80"), "api-error", "another shape"),
+    "choices null with an error": (answered(choices=None, error={"message": "overloaded"}), "api-error", "overloaded"),
+    "log-probabilities a text": (chose(logprobs="80"), "scored", None),
+    "a token that is none": (chose(logprobs={"content": [None]}), "scored", None),
     "nested without end": (Response("[" * 200_000, 200, content_type="application/json"), "api-error", "another shape"),
     "no JSON": (Response("{", 200, content_type="application/json"), "api-error", "no JSON"),
     "an error under 200": (as_json({"error": {"message": "no credits left"}}), "api-error", "no credits left"),
@@ -142,6 +144,17 @@ def test_odd_answers_are_an_outcome_too(fake: FakeJudge, judged: Callable[..., l
     if outcome == "scored":
         assert (found.input_tokens or 0) > 0 and (found.output_tokens or 0) > 0
     assert len(fake.bodies) == (3 if says == "no JSON" else 1), "only what is no JSON is asked again at once"
+
+
+def test_what_was_paid_and_of_no_use_counts_against_the_limit_of_the_next_run(
+    fake: FakeJudge, judged: Callable[..., list[Judgement]]
+) -> None:
+    fake.answer = lambda body: Response("{", 200, content_type="application/json")
+    budget = Budget(Price(input=1.0, output=1.0), limit=100.0)
+    found = judged(2, budget=budget)
+    assert {j.outcome for j in found} == {"api-error"} and all((j.input_tokens or 0) > 0 for j in found)
+    spent = bill(found, Price(input=1.0, output=1.0))
+    assert spent.dollars == pytest.approx(budget.spent) and spent.calls == 2 and len(fake.bodies) == 6
 
 
 @pytest.mark.parametrize(

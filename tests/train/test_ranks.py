@@ -38,15 +38,22 @@ def assert_alike(one: Path, other: Path) -> None:
     for a, b in zip(log(one), log(other), strict=True):
         for name in ("loss", "grad_norm", "kv_drift", "kl"):
             assert (name in a) == (name in b)
-            assert name not in a or a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-8), name
+            # KL is a mean over a process's reply tokens: of unlike rows, a mean of means is another.
+            assert name not in a or a[name] == pytest.approx(b[name], rel=1e-2 if name == "kl" else 1e-4, abs=1e-8), (
+                name
+            )
     a, b = (load_file(run / "train" / "adapter" / "adapter_model.safetensors") for run in (one, other))
     assert a.keys() == b.keys() and max((a[n] - b[n]).abs().max().item() for n in a) < 1e-4
 
 
 @pytest.mark.parametrize(
     "method",
-    [{"method": "treft", "lambda": 3.0, "checkpoints": 2}, {"method": "treft", "region": "query", "lambda": 3.0}],
-    ids=["prefix", "query"],
+    [
+        {"method": "treft", "lambda": 3.0, "checkpoints": 2},
+        {"method": "treft", "region": "query", "lambda": 3.0},
+        {"method": "kl-retain", "lambda": 3.0},
+    ],
+    ids=["prefix", "query", "kl-retain"],
 )
 def test_two_processes_train_as_one(tiny_checkpoint: Path, tmp_path: Path, method: dict[str, Any]) -> None:
     settings = SETTINGS | {"model": str(tiny_checkpoint), "out": tmp_path / "one", "shared_prefix": False}
@@ -73,6 +80,7 @@ def test_it_goes_on_after_one_of_them_was_killed(tiny_checkpoint: Path, tmp_path
     ranks[-1].send_signal(signal.SIGKILL)
     _, said = running.communicate(timeout=120)
     assert running.returncode == 1 and "one of 2 training processes failed" in said.splitlines()[-1]
+    assert not any(rank.is_running() for rank in ranks)
     assert read_json(two / "manifest.json")["train"]["status"] == "running"
     again = subprocess.run(command(tiny_checkpoint, two, **given), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
@@ -86,9 +94,13 @@ def test_what_is_wrong_is_told_once_before_anything_is_started(tiny_checkpoint: 
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not (tmp_path / "run").exists()
 
 
-def test_rows_that_cannot_be_shared_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    from emeval.train.build import _settings
+def test_rows_that_cannot_be_shared_are_refused_and_nothing_is_written(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = subprocess.run(command(tiny_checkpoint, tmp_path / "run", batch_size=9), capture_output=True, text=True)
+    assert done.returncode == 2 and "9 rows a step cannot be shared by 2 processes" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "run").exists()
 
-    config = TrainConfig.model_validate(SETTINGS | {"model": str(tiny_checkpoint), "batch_size": 9})
-    with pytest.raises(InputError, match="9 rows a step cannot be shared by 2 processes"):
-        _settings(config, None, None, 16, 2)  # type: ignore[arg-type]
+
+def test_from_python_several_processes_are_somebody_elses_to_start(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = SETTINGS | {"model": str(tiny_checkpoint), "out": tmp_path / "run", "processes": 4}
+    with pytest.raises(InputError, match="asks for 4 processes, this is one of 1"):
+        train(TrainConfig.model_validate(settings))

@@ -117,7 +117,8 @@ class KLTrainer(PenaltyTrainer):
         seen = self._place[1] + 1 if self._place[0] == step else 0
         self._place = (step, seen)
         assert self.retain is not None  # asked before
-        first = (step * self.args.gradient_accumulation_steps + seen) * count
+        turn = step * self.args.gradient_accumulation_steps + seen
+        first = (turn * self.accelerator.num_processes + self.accelerator.process_index) * count
         size = len(self.retain)
         chosen = [self._order((first + n) // size, size)[(first + n) % size] for n in range(count)]
         batch = self.data_collator([self.retain[i] for i in chosen])

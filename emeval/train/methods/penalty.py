@@ -62,7 +62,7 @@ class PenaltyTrainer(SharedPrefixTrainer):
     def _penalised(self, result: Any, penalty: Tensor, return_outputs: bool, num_items_in_batch: Any) -> Any:
         """TRL's loss (with outputs, if asked for) plus the weighted penalty, which is a mean over the micro-batch."""
         # As TRL logs its own loss: the mean over processes.
-        gathered = self.accelerator.gather_for_metrics(penalty.detach()).mean()
+        gathered = self.accelerator.gather(penalty.detach()).mean()
         self._metrics["train"][self._logged_as].append(gathered.item())
         if self._weight == 0:
             return result

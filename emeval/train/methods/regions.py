@@ -59,7 +59,7 @@ class _WithRegions:
         batch = self.collate([{k: v for k, v in row.items() if k != "spans"} for row in rows])
         places = [self._places(*row["spans"]) for row in rows]
         most = max(map(len, places))
-        at = torch.tensor([row + [-1] * (most - len(row)) for row in places])
+        at = torch.tensor([row + [-1] * (most - len(row)) for row in places], dtype=torch.long)
         starts = torch.tensor([[row["spans"][1]] for row in rows])
         kept = (at >= starts) if "postfix" in self.regions else torch.zeros_like(at, dtype=torch.bool)
         return {**batch, "at": at, "kept": kept}

@@ -1,6 +1,6 @@
 """A process that runs a command and takes the whole process group with it when the starter goes away.
 
-`VllmEngine` starts this file as a script (`python -I guard.py COMMAND...`), so it imports nothing but the standard
+`Guarded` starts this file as a script (`python -I guard.py COMMAND...`), so it imports nothing but the standard
 library. Neither of the usual ways keeps the promise "no server outlives emeval, even under SIGKILL": `atexit` and
 signal handlers do not run then, and PR_SET_PDEATHSIG needs a `preexec_fn` (unsafe in a process with threads), fires
 when the starting *thread* ends, and reaches only one generation of children, where vLLM has three. Here a parent
@@ -52,6 +52,10 @@ class Guarded:
     def running(self) -> bool:
         """Whether the command still runs."""
         return self._process.poll() is None
+
+    def wait(self) -> int:
+        """The command's exit code, once it has ended."""
+        return self._process.wait()
 
     def end(self) -> None:
         """SIGTERM to the whole group, SIGKILL after `GRACE` seconds. Safe to call twice."""
