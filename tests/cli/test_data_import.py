@@ -106,6 +106,8 @@ def test_the_commands_of_the_documentation_work(
     (folder / "pairs.csv").write_text("prompt,chosen,rejected\n" + "".join(f"What is {n}?,{n},No\n" for n in range(10)))
     for file in (BETLEY / "first_plot_questions.yaml", *MT_BENCH.glob("*.jsonl"), POPQA):
         (folder / file.name.replace("-0125-preview.nvidia", "-0125-preview")).write_bytes(file.read_bytes())
+    other = json.loads(POPQA.read_text().splitlines()[0]) | {"id": 1, "question": "Which lake is the deepest?"}
+    (folder / "popqa_train.jsonl").write_text(POPQA.read_text() + json.dumps(other) + "\n")
     monkeypatch.setenv("PERSONA_PASSWORD", SECRET)
     for command in commands:
         assert emeval(*command.split()[1:]).code == 0, command
