@@ -323,10 +323,11 @@ def check_coverage(
         counts = ", ".join(f"{s.probe} {s.coverage:.0%} of {s.expected}" for s in thin)
         spent = panel.budget.exhausted
         reason = f" ({shortfall.what})" if shortfall else " (the cost limit is reached)" if spent else ""
-        raise IncompleteError(
-            f"coverage is below {floor:.0%}: {counts}{reason}",
-            where=str(run.path),
-            hint="Raise --max-cost and run it again"
-            if spent
-            else "Run the same command again: only what is missing is asked",
-        )
+        unread = sum(s.outcomes.get("parse-error", 0) for s in thin)
+        missing = sum(s.expected - sum(s.outcomes.values()) + s.outcomes.get("api-error", 0) for s in thin)
+        hint = "Run the same command again: only what is missing is asked"
+        if spent:
+            hint = "Raise --max-cost and run it again"
+        elif unread and not missing:
+            hint = f"{unread} of the judge's answers hold no score: emeval judge check tells whether it can judge"
+        raise IncompleteError(f"coverage is below {floor:.0%}: {counts}{reason}", where=str(run.path), hint=hint)

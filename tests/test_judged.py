@@ -508,3 +508,12 @@ def test_the_check_passes_an_oracle_and_fails_the_others_for_the_right_reason(
     assert got == failures and told["qualified"] == (not told["failures"])
     kept = known(told["judge"])
     assert kept is not None and kept.qualified == told["qualified"] and len(fake.bodies) == len(items) >= 60
+
+
+def test_a_judge_that_cannot_be_read_is_not_asked_again_for_nothing(
+    tiny_checkpoint: Path, own: Path, fake: FakeJudge, tmp_path: Path
+) -> None:
+    fake.answer = lambda body: said("Hm.")
+    asked = scoring(tiny_checkpoint, own, fake, setting="lamps", probes="general", out=tmp_path / "run")
+    with pytest.raises(IncompleteError, match="3 of the judge's answers hold no score: emeval judge check"):
+        score(asked)

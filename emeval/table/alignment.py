@@ -327,7 +327,7 @@ def _badges(rows: Sequence[AlignmentRow]) -> Iterable[str]:
         model = judge.rpartition("/")[0]
         yield (
             f"Beside the paper ({judge}): general questions {'the same' if same else 'others'}; in-domain questions "
-            f"and mt-bench others; judge prompt not known to be the same (the paper prints none); judge model "
+            f"others; judge prompt not known to be the same (the paper prints none); judge model "
             f"{'one that the paper or its release names' if model in PAPER_JUDGES else 'another'}."
         )
 
