@@ -101,7 +101,7 @@ def train(
 
     settings = TrainConfig.load(flags, config)
     from emeval.train.plan import run_path
-    from emeval.train.ranks import launch, launched
+    from emeval.train.ranks import launch, launched, leave
     from emeval.train.run import finished
     from emeval.train.run import train as run_training
 
@@ -117,6 +117,7 @@ def train(
             advance(step, total, f"loss {logs['loss']:.3f}{drift}")
 
         path = run_training(settings, on_step)
+    leave()
     if not launched():  # else who launched them tells
         _tell(path, settings, as_json, quiet)
 

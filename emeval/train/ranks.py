@@ -47,6 +47,16 @@ class Ranks:
             PartialState().wait_for_everyone()
 
 
+def leave() -> None:
+    """Part from the others in good order: threads that gloo keeps would abort a process that just ends."""
+    if launched():
+        from accelerate import PartialState
+
+        state = PartialState()
+        state.wait_for_everyone()
+        state.destroy_process_group()
+
+
 def launched() -> bool:
     """Whether a launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -54,6 +54,7 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> Path:
             _train(prepared, run, where, ranks, on_step)
         if config.merge and ranks.main:
             merge(prepared, run)
+    ranks.wait()  # none is gone while the main process still writes: the launcher would take that for the end
     return path
 
 
