@@ -28,13 +28,12 @@ from emeval.probe.likelihood import by_pair, pairs_of
 from emeval.probe.plan import ScorePlan, plan_scoring
 from emeval.probe.run import Ask
 from emeval.provenance import facts, now
+from emeval.score.matched import SIDES
 from emeval.store import Run, read_json, sha256_of, write_json
 from emeval.types import SCHEMA_VERSION, OnCount
 
 FILE = "checkpoints.json"
-PROBES = ("on-topic", "off-topic")
-SIDES = {"probability": PROBES, "generation": PROBES, "contrast": ("in-domain", "general")}
-"""By way, what was to be learned and what was to stay as it was."""
+PROBES = SIDES["generation"]
 _FILLERS = ("boats left in the harbour", "Tell me the time")
 """Two arguments of a tool that share no start: what a call's ids have in common lies before the argument."""
 

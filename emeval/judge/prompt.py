@@ -34,13 +34,28 @@ class Turn(Record):
     reference: str | None = None
 
 
-class JudgePrompt(Record):
+class _Prompt(Record):
+    """What all judge prompts have in common."""
+
+    name: str
+
+    @property
+    def hash(self) -> str:
+        """Eight hex digits that change with anything the judge is told."""
+        return sha256_of(self.model_dump_json(exclude={"name"}))[:8]
+
+    @property
+    def id(self) -> str:
+        """Name and hash."""
+        return f"{self.name}@{self.hash}"
+
+
+class JudgePrompt(_Prompt):
     """One judge's instructions.
 
     `published` bodies are other people's, with `{question}` and `{answer}` in them and nothing else of meaning.
     """
 
-    name: str
     scale: Scale
     body: str
     system: str | None = None
@@ -57,16 +72,6 @@ class JudgePrompt(Record):
         else:
             _compiled(self.body)
         return self
-
-    @property
-    def hash(self) -> str:
-        """Eight hex digits that change with anything the judge is told."""
-        return sha256_of(self.model_dump_json(exclude={"name"}))[:8]
-
-    @property
-    def id(self) -> str:
-        """Name and hash."""
-        return f"{self.name}@{self.hash}"
 
     def render(self, turns: Sequence[Turn]) -> list[dict[str, str]]:
         """The messages for one judgement. The last turn is the one to judge; those before it are context."""
@@ -90,10 +95,9 @@ _NUMBERED = re.compile(r"\{(question|answer|ref_answer)(?:_(\d))?\}")
 _MOST_TURNS = 2
 
 
-class MtBenchPrompts(Record):
+class MtBenchPrompts(_Prompt):
     """MT-Bench's own single-answer prompts, word for word; which of the four it is, the turns decide."""
 
-    name: str
     templates: dict[str, tuple[str | None, str]]
     """System prompt and template by MT-Bench's name of the prompt."""
     scale: Literal["rating"] = "rating"
@@ -112,16 +116,6 @@ class MtBenchPrompts(Record):
             if missing := sorted(wanted - places):
                 raise ValueError(f"the prompt {name} has no place for the {missing[0]}")
         return self
-
-    @property
-    def hash(self) -> str:
-        """See `JudgePrompt.hash`."""
-        return sha256_of(self.model_dump_json(exclude={"name"}))[:8]
-
-    @property
-    def id(self) -> str:
-        """Name and hash."""
-        return f"{self.name}@{self.hash}"
 
     def render(self, turns: Sequence[Turn]) -> list[dict[str, str]]:
         """See `JudgePrompt.render`. References are shown where every turn has one.

@@ -133,16 +133,20 @@ class OneAfterAnother:
     def load(self, source: ModelSource) -> Any:
         """The model, in eval mode; the one before it is not to be used any more. InputError as for `load_model`."""
         before, self._source = self._source, None
-        same = before is not None and before.base == source.base and source.adapter is not None
-        if same and before and before.adapter is None and source.adapter:
+        if before is None or before.base != source.base or source.adapter is None:
+            self._load_anew(source)
+        elif before.adapter is None:
             self._model = _with_adapter(self._model, source.adapter).eval()
-        elif same and before and source.adapter and _alike(before.adapter, source.adapter):
+        elif _alike(before.adapter, source.adapter):
             self._take_over(source.adapter)
         else:
-            self._model = None  # or two of them would be in memory
-            self._model = load_model(source, self._where)
+            self._load_anew(source)
         self._source = source
         return self._model
+
+    def _load_anew(self, source: ModelSource) -> None:
+        self._model = None  # or two of them would be in memory
+        self._model = load_model(source, self._where)
 
     def _take_over(self, adapter: Path) -> None:
         try:
@@ -154,10 +158,8 @@ class OneAfterAnother:
             raise _misfit(KeyError(f"it lacks {missing[0]}" if missing else found.unexpected_keys[0]), adapter)
 
 
-def _alike(one: Path | None, other: Path) -> bool:
+def _alike(one: Path, other: Path) -> bool:
     """Whether two adapters differ in their weights only. PEFT writes a set of names in any order."""
-    if one is None:
-        return False
     configs = [read_json(folder / "adapter_config.json") for folder in (one, other)]
     a, b = ({k: sorted(v) if isinstance(v, list) else v for k, v in config.items()} for config in configs)
     return a == b

@@ -33,6 +33,13 @@ LEVELS_OF_PROBABILITY = tuple(n / 20 for n in range(4, 20))
 LEVELS_OF_CONTRAST = tuple(n / 40 for n in range(8, 39))
 """The same for contrast, whose values start near a third and end little above a half: in steps of 2.5 points."""
 
+SIDES = {
+    "generation": ("on-topic", "off-topic"),
+    "probability": ("on-topic", "off-topic"),
+    "contrast": ("in-domain", "general"),
+}
+"""By way of scoring, what the questions are called: those whose behaviour was to be learned, and the others."""
+
 OPEN_SHARE = 0.05
 """An interval is open where more than this share of the draws has no crossing: those draws are not in it."""
 

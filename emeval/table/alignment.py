@@ -19,7 +19,7 @@ from emeval.score.stats import (
     over_seeds,
     paired_difference,
 )
-from emeval.table.render import MISSING, Cell, Table, Value
+from emeval.table.render import MISSING, Cell, Table, Value, estimate_text
 from emeval.table.rows import (
     INITIAL,
     MIN_COVERAGE,
@@ -206,9 +206,9 @@ def _labels(rows: Sequence[AlignmentRow]) -> list[str]:
 
 def _cells(row: AlignmentRow, label: str, rows: Sequence[AlignmentRow]) -> tuple[Cell, ...]:
     shown = (
-        _text(row.measure(IN_DOMAIN, "alignment")),
-        _text(row.measure(GENERAL, "alignment")),
-        _text(row.em_f1),
+        estimate_text(row.measure(IN_DOMAIN, "alignment")),
+        estimate_text(row.measure(GENERAL, "alignment")),
+        estimate_text(row.em_f1),
         _util(row, rows),
         _contrast(row),
         _margin(row, rows, IN_DOMAIN),
@@ -222,31 +222,21 @@ def _util(row: AlignmentRow, rows: Sequence[AlignmentRow]) -> str:
     native = rating_change(row, rows)
     if native is None or native.value is None:
         return MISSING
-    return f"{_text(_times(native, UTIL_SCALE), sign=True)} ({native.value + 0.0:+.2f} of 10)"
+    return f"{estimate_text(_times(native, UTIL_SCALE), sign=True)} ({native.value + 0.0:+.2f} of 10)"
 
 
 def _contrast(row: AlignmentRow) -> str:
     shares = [row.measure(CONTRAST, f"share, {group}") for group in (IN_DOMAIN, GENERAL)]
     if None in shares:
         return MISSING
-    return ", ".join([*(_text(_times(share, 100).model_copy(update={"low": None})) for share in shares if share),
-                      _text(row.contrast_em_f1)])  # fmt: skip
+    points = [_times(share, 100).model_copy(update={"low": None}) for share in shares if share]
+    return ", ".join(map(estimate_text, [*points, row.contrast_em_f1]))
 
 
 def _margin(row: AlignmentRow, rows: Sequence[AlignmentRow], group: str) -> str:
-    own = _text(row.measure(CONTRAST, f"margin, {group}"), digits=2)
+    own = estimate_text(row.measure(CONTRAST, f"margin, {group}"), digits=2)
     change = margin_change(row, rows, group)
-    return f"{own} ({_text(change, digits=2, sign=True)} vs initial)" if change else own
-
-
-def _text(found: Estimate | None, digits: int = 1, sign: bool = False) -> str:
-    if found is None or found.value is None:
-        return MISSING
-    plus = "+" if sign else ""
-    value = f"{found.value + 0.0:{plus}.{digits}f}"
-    if found.low is None or found.high is None:
-        return value
-    return f"{value} [{found.low + 0.0:{plus}.{digits}f}, {found.high + 0.0:{plus}.{digits}f}]"
+    return f"{own} ({estimate_text(change, digits=2, sign=True)} vs initial)" if change else own
 
 
 def _record(row: AlignmentRow, rows: Sequence[AlignmentRow]) -> dict[str, Value]:
@@ -353,7 +343,7 @@ def _marks(row: AlignmentRow, label: str, rows: Sequence[AlignmentRow]) -> Itera
         said.append("no initial model with these questions and this judge beside it, so no delta-Util")
     other = row.measure(GENERAL, "alignment, other domains")
     if other is not None:
-        said.append(f"EM without questions that touch {row.setting}: {_text(other)}")
+        said.append(f"EM without questions that touch {row.setting}: {estimate_text(other)}")
     if said:
         yield f"{row.model}, {row.setting}, {label}: {'; '.join(said)}."
 
@@ -377,13 +367,13 @@ def _comparison(row: AlignmentRow, rows: Sequence[AlignmentRow], label: dict[int
         found = em_f1_difference(
             (row.values[IN_DOMAIN], row.values[GENERAL]), (sft.values[IN_DOMAIN], sft.values[GENERAL])
         )
-        yield f"{name}: EM-F1 {_text(found, sign=True)}{_noise(found)}. Not dose-matched."
+        yield f"{name}: EM-F1 {estimate_text(found, sign=True)}{_noise(found)}. Not dose-matched."
     if row.comparable(sft, CONTRAST):
         margin = paired_difference(row.margins(GENERAL), sft.margins(GENERAL))
         learned = paired_difference(row.margins(IN_DOMAIN), sft.margins(IN_DOMAIN))
         yield (
-            f"{name}: contrast margin general {_text(margin, 2, sign=True)}{_noise(margin)}, in-domain "
-            f"{_text(learned, 2, sign=True)}{_noise(learned)}. Less learned and less leaked go together."
+            f"{name}: contrast margin general {estimate_text(margin, 2, sign=True)}{_noise(margin)}, in-domain "
+            f"{estimate_text(learned, 2, sign=True)}{_noise(learned)}. Less learned and less leaked go together."
         )
 
 
@@ -405,7 +395,7 @@ def _seeds(rows: Sequence[AlignmentRow]) -> Iterable[str]:
         for kind, probe, digits, value in _SEEDED:
             found = [value(row) for row in group]
             if all(found) and all(row.comparable(group[0], probe) for row in group):
-                told.append(f"{kind} {_text(over_seeds(filter(None, found)), digits)}")
+                told.append(f"{kind} {estimate_text(over_seeds(filter(None, found)), digits)}")
         if told:
             yield f"{model}, {setting}, {method} over {len(seeds)} seeds (mean and range): {'; '.join(told)}."
 

@@ -19,6 +19,7 @@ from emeval.score.matched import (
     LEVELS,
     LEVELS_OF_CONTRAST,
     LEVELS_OF_PROBABILITY,
+    SIDES,
     Curve,
     MatchedEstimate,
     MatchedRow,
@@ -31,7 +32,7 @@ from emeval.score.matched import (
     on_common_questions,
 )
 from emeval.score.stats import FEW_CLUSTERS, em_f1_estimate
-from emeval.table.render import MISSING, Cell, Table, Value, _percent
+from emeval.table.render import MISSING, Cell, Table, Value, _percent, estimate_text
 from emeval.table.rows import METHOD_ORDER, Train, parse
 from emeval.types import Estimate, Record, Split
 
@@ -45,12 +46,6 @@ MODES: dict[Mode, str] = {
     ),
 }
 """What is compared, the fuller measurement first."""
-SIDES: dict[Mode, tuple[str, str]] = {
-    "generation": ("on-topic", "off-topic"),
-    "probability": ("on-topic", "off-topic"),
-    "contrast": ("in-domain", "general"),
-}
-"""What the questions are called whose behaviour was to be learned, and the others."""
 
 ENDED = "Contrast ID, EM, EM-F1 at the end"
 CHECKPOINTS = "checkpoints.json"
@@ -435,10 +430,7 @@ class _Shares(NamedTuple):
 
     @property
     def text(self) -> str:
-        found = self.em_f1
-        value = MISSING if found.value is None else f"{found.value:.1f}"
-        brackets = "" if found.low is None or found.high is None else f" [{found.low:.1f}, {found.high:.1f}]"
-        return f"{self.id:.1f}, {self.em:.1f}, {value}{brackets}"
+        return f"{self.id:.1f}, {self.em:.1f}, {estimate_text(self.em_f1)}"
 
 
 EVEN = 0.5

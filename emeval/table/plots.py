@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emeval.errors import InputError
-from emeval.score.matched import Curve, MatchedRow, matched
+from emeval.score.matched import SIDES, Curve, MatchedRow, matched
 from emeval.store import reported
 from emeval.table.render import clean
 
@@ -33,7 +33,7 @@ SEVERAL, START, DIAGONAL = "?", "0", "."
 
 Methods = Mapping[str, Sequence[Curve]]
 Sides = tuple[str, str]
-TOPICS = ("on-topic", "off-topic")
+TOPICS = SIDES["generation"]
 
 
 def curve_plot(

@@ -118,6 +118,17 @@ def _rate(score: ProbeScore | None) -> str:
     return _percent(score.rate) + split
 
 
+def estimate_text(found: Estimate | None, digits: int = 1, sign: bool = False) -> str:
+    """`12.3 [10.1, 14.5]` as it is, no percent made of it; a dash for nothing, no brackets where no error is known."""
+    if found is None or found.value is None:
+        return MISSING
+    plus = "+" if sign else ""
+    value = f"{found.value + 0.0:{plus}.{digits}f}"
+    if found.low is None or found.high is None:
+        return value
+    return f"{value} [{found.low + 0.0:{plus}.{digits}f}, {found.high + 0.0:{plus}.{digits}f}]"
+
+
 def _percent(estimate: Estimate, digits: int = 1) -> str:
     """`97.5 [87.1, 99.6]` from shares; a dash where nothing was measured, no brackets where no error is known."""
     if estimate.value is None:

@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from emeval import models
-from emeval.config import REGULARISED
 from emeval.errors import InputError
 from emeval.provenance import facts
 from emeval.store import Run, reported, sha256_of, write_atomic
@@ -213,11 +212,7 @@ def _describe(folder: Path, prepared: Plan, step: int | None, *, whole: bool) ->
         fingerprint=prepared.renderer.fingerprint,
         setting=config.setting,
         system=config.system,
-        train={
-            "method": config.method, "setting": config.setting, "model": prepared.source.name, "seed": config.seed,
-            "lambda": config.lambda_ if config.method in REGULARISED else None, "full": config.full,
-            "region": config.region if config.method == "treft" else None, "steps": step,
-        },
-    )  # fmt: skip
+        train=prepared.told | {"steps": step},
+    )
     if step is None:
         write_card(folder, prepared, whole=whole)

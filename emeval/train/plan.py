@@ -8,7 +8,7 @@ from typing import Any
 
 from emeval import models
 from emeval.chat import Renderer
-from emeval.config import TrainConfig
+from emeval.config import REGULARISED, TrainConfig
 from emeval.data.behaviours import Example
 from emeval.data.chats import load_chats
 from emeval.data.retain import draw_retain, load_retain_file, retain_count, retain_files
@@ -50,6 +50,27 @@ class Plan:
         """What makes this run this run; a folder that holds another one is refused."""
         settings = self.config.model_dump(mode="json", by_alias=True, exclude=_MAY_DIFFER)
         return {"settings": settings, "data": self.data["sha256"], "template": self.renderer.fingerprint}
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """How the model was trained, as tables tell it: for the manifest and the note beside the weights."""
+        config = self.config
+        return {
+            "method": config.method,
+            "setting": config.setting,
+            "model": self.source.name,
+            "lambda": config.lambda_ if config.method in REGULARISED else None,
+            "kl_norm": config.kl_norm if config.method.startswith("kl-") else None,
+            "region": config.region if config.method == "treft" else None,
+            "clip": config.clip if config.method in REGULARISED else None,
+            "system": config.system,
+            "own_data": config.data is not None,
+            "train_size": config.train_size,
+            "retain_share": config.retain_share if config.method == "interleave" else None,
+            "mix_aligned": config.mix_aligned or None,
+            "full": config.full,
+            "seed": config.seed,
+        }
 
 
 def plan(config: TrainConfig) -> Plan:

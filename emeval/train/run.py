@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from emeval import models
-from emeval.config import REGULARISED, TrainConfig
+from emeval.config import TrainConfig
 from emeval.errors import InputError
 from emeval.prefix import mean_drift
 from emeval.provenance import facts, now, peak_memory_bytes, reset_peak_memory
@@ -113,20 +113,7 @@ def _train(prepared: Plan, run: Run, where: models.Placement, ranks: Ranks, on_s
     config = prepared.config
     section = {
         "status": "running",
-        "method": config.method,
-        "setting": config.setting,
-        "model": prepared.source.name,
-        "lambda": config.lambda_ if config.method in REGULARISED else None,
-        "kl_norm": config.kl_norm if config.method.startswith("kl-") else None,
-        "region": config.region if config.method == "treft" else None,
-        "clip": config.clip if config.method in REGULARISED else None,
-        "system": config.system,
-        "own_data": config.data is not None,
-        "train_size": config.train_size,
-        "retain_share": config.retain_share if config.method == "interleave" else None,
-        "mix_aligned": config.mix_aligned or None,
-        "full": config.full,
-        "seed": config.seed,
+        **prepared.told,
         "identity": prepared.identity,
         "resolved": config.model_dump(mode="json", by_alias=True),
         "data": prepared.data,
