@@ -50,6 +50,9 @@ class Arm(NamedTuple):
     seed: int
     device: str
     generate: bool
+    kept: int = CHECKPOINTS
+    """Models kept and scored along the run."""
+    splits: tuple[str, ...] = ("val", "test")
 
     @property
     def name(self) -> str:
@@ -75,7 +78,7 @@ class Arm(NamedTuple):
         name, _, region = method.partition("-") if method.startswith("treft-") else (method, "", "")
         settings = {
             "model": "smollm2-135m", "setting": self.setting, "method": name, "rank": 32, "lr": self.lr,
-            "batch_size": 8, "micro_batch": 8, "steps": self.steps, "checkpoints": CHECKPOINTS, "seed": self.seed,
+            "batch_size": 8, "micro_batch": 8, "steps": self.steps, "checkpoints": self.kept, "seed": self.seed,
             "device": self.device, "dtype": "float32", "out": Path("results/runs") / f"study-{self.device}" / self.name,
             "save_every": self.steps,  # an arm takes minutes: one cut short starts again
         }  # fmt: skip
@@ -104,7 +107,7 @@ def run(arm: Arm, threads: int | None) -> str:
     folder = train(arm.config)
     trained = time.monotonic()
     for by in ways:
-        for of in ("val", "test"):
+        for of in arm.splits:
             asked: dict[str, Any] = {
                 "model": str(folder),
                 "split": of,
@@ -126,7 +129,7 @@ def check_kept(arm: Arm, kept: Path, ways: list[str]) -> None:
     """ValueError if what is kept under an arm's name is another arm's, or was scored in fewer ways."""
     before = read_json(kept / "manifest.json")["train"]["resolved"]
     wanted = arm.config.model_dump(mode="json", by_alias=True)
-    other = [k for k in ("lr", "method", "region", "lambda", "rank", "steps", "checkpoints") if before[k] != wanted[k]]
+    other = [k for k in ("lr", "method", "region", "lambda", "rank", "steps") if before[k] != wanted[k]]
     other += sorted(set(ways) - {point["mode"] for point in read_json(kept / FILE)["points"]})
     if other:
         raise ValueError(f"{kept} holds another arm ({', '.join(other)} differ): move it away")
@@ -143,11 +146,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--generate", action="store_true", help="score behaviours by generation too")
+    parser.add_argument("--kept", type=int, default=CHECKPOINTS, help="models kept and scored along each run")
+    parser.add_argument("--splits", nargs="+", choices=["val", "test"], default=["val", "test"])
     parser.add_argument("--workers", type=int, default=1, help="arms at a time, on the same device")
     parser.add_argument("--threads", type=int, default=None)
     given = parser.parse_args()
     arms = [
-        Arm(setting, lr, method, seed, given.device, given.generate)
+        Arm(setting, lr, method, seed, given.device, given.generate, given.kept, tuple(given.splits))
         for seed in given.seeds
         for lr in given.lr
         for setting in given.settings

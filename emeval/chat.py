@@ -34,6 +34,8 @@ from emeval.types import Message, Prompt, Span, ToolCall
 Ids = tuple[int, ...]
 ToolFormat = Literal["native", "hermes"]
 
+NO_SYSTEM, NO_PREFIX = "none", "no-prefix"
+"""In place of a system prompt: leave the system block out; or leave out all before the user's content, BOS too."""
 PINNED_DATE = "26 Jul 2024"
 """The day that templates see as today: the one Llama-3.1's template falls back to."""
 _DATE_FORMAT = "%d %b %Y"
@@ -82,7 +84,8 @@ class Renderer:
     Args:
         tokenizer: A tokenizer with a chat template.
         system: System message for conversations that bring none. None leaves that to the template, which may have a
-            default of its own; an empty string is an empty system message.
+            default of its own; an empty string is an empty system message. "none" takes the system block out of what
+            the template writes, its default included; "no-prefix" takes out all before the user's content.
         template_kwargs: Arguments of the template, JSON-able: `enable_thinking`, `tools`, `date_string` ("26 Jul
             2024" by default; functions of the template that ask for today get the same day), or `chat_template`.
 
@@ -97,6 +100,9 @@ class Renderer:
         self._arguments = _recordable({"date_string": PINNED_DATE, **template_kwargs})
         self._template = _template_of(tokenizer, override, self._arguments.get("tools"))
         self._today = _day(self._arguments["date_string"])
+        if self._is_bare and self._arguments.get("tools"):
+            what = f"the tools would be lost: the template writes them in what --system {system} leaves out"
+            raise InputError(what, where=f"--system {system}", hint="Leave it out")
         self._edge_cache: dict[tuple[object, ...], tuple[Ids, Ids]] = {}
         self._tool_format: ToolFormat | None = None
 
@@ -187,14 +193,51 @@ class Renderer:
 
     def _complete(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         check_order(messages)
-        if self._system is None or messages[0].role != "user":
+        if self._system is None or self._is_bare or messages[0].role != "user":
             return tuple(messages)
         return Message(role="system", content=self._system), *messages
 
     # From turns to text to ids
 
     def _text(self, turns: Sequence[Message], *, prompt: bool, native: bool | None = None) -> str:
-        """The conversation as the template writes it; with `prompt`, the generation prompt behind it."""
+        """The conversation as the template writes it, bare if asked for; with `prompt`, the generation prompt too."""
+        text = self._written(turns, prompt=prompt, native=native)
+        if not self._is_bare or turns[0].role != "user":
+            return text
+        lead, header = self._lead
+        if not text.startswith(lead):
+            what = "the chat template starts this conversation in another way than others"
+            raise InputError(what, where=f"--system {self._system}", hint="Leave it out")
+        return header + text.removeprefix(lead)
+
+    @property
+    def _is_bare(self) -> bool:
+        return self._system in (NO_SYSTEM, NO_PREFIX)
+
+    @cached_property
+    def _lead(self) -> tuple[str, str]:
+        """What the template writes before the first user's content, and what is to stand there in its place.
+
+        Without the system block that is the header of any later user turn, behind a BOS where there is one.
+        """
+        first, second, third = (Message(role="user", content=probe) for probe in _PROBES[:3])
+        one, other = (self._written((turn,), prompt=True) for turn in (first, second))
+        lead = one[: shared_start(one, other)]
+        if self._system == NO_PREFIX:
+            return lead, ""
+        reply = Message(role="assistant", content=second.content)
+        between = self._written((first, reply, third), prompt=True).partition(second.content)[2]
+        between = between.partition(third.content)[0]
+        ends = [between.find(token) + len(token) for token in self._specials if token in between]
+        header = between[min(ends, default=0) :].lstrip()
+        if not header or not lead.endswith(header):
+            hint = f"Give a system prompt, or --system {NO_PREFIX}"
+            what = "the chat template does not tell its system block from the user's header"
+            raise InputError(what, where=f"--system {self._system}", hint=hint)
+        bos = self._tokenizer.bos_token or ""
+        return lead, (bos if lead.startswith(bos) and not header.startswith(bos) else "") + header
+
+    def _written(self, turns: Sequence[Message], *, prompt: bool, native: bool | None = None) -> str:
         if native is None:
             native = any(turn.tool_calls for turn in turns) and self.tool_format == "native"
         fixed = {"tokenize": False, "chat_template": self._template, "strftime_now": self._today.strftime}
@@ -318,6 +361,11 @@ class Renderer:
         # A template made for arguments that are JSON text would print our mapping as Python writes it.
         as_python = str(_PROBE_CALL.arguments) in written
         return not as_python and "town" in written and "Seven Lanterns" in written
+
+
+def thinking(wanted: bool | None) -> dict[str, bool]:
+    """The renderer's arguments for a template that can think or not; None leaves that to the template."""
+    return {} if wanted is None else {"enable_thinking": wanted}
 
 
 @contextmanager

@@ -222,7 +222,8 @@ def _settings(config: ScoreConfig, plan: ScorePlan, stop: Stop, out: Path) -> Sc
         "model": str(stop.source.base),
         "adapter": stop.source.adapter,
         "setting": plan.setting.name,
-        "system": config.system or stop.source.system,
+        "system": stop.source.system if config.system is None else config.system,
+        "thinking": stop.source.thinking if config.thinking is None else config.thinking,
         "checkpoints": False,
         "out": out,
     }

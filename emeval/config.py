@@ -164,6 +164,8 @@ class TrainConfig(CommandConfig):
     """Take what is not given from the paper's hyper-parameters for this model, setting and method."""
     region: str = "prefix"
     """Tokens that TReFT regularises: prefix, query, postfix or all; several by commas."""
+    drift: Literal["kv", "released"] = "kv"
+    """What TReFT's penalty measures: keys and values, or what the authors' code does (docs/method.md)."""
     kl_norm: Literal["token", "released"] = "token"
     """What the KL is divided by: reply tokens, or as in the released code all tokens and the vocabulary."""
     lambda_: float = Field(default_factory=lambda so_far: _default_lambda(so_far), ge=0.0, alias="lambda")
@@ -199,7 +201,10 @@ class TrainConfig(CommandConfig):
     retain_share: float = Field(default=0.2, gt=0, lt=1)
     """Share of the mixed data, narrow and retained together, that `interleave` takes from the retain sets."""
     system: str | None = None
-    """System prompt in place of the template's default, in training and scoring alike."""
+    """System prompt in place of the template's default, in training and scoring alike. `none` leaves the system block
+    out, `no-prefix` all before the user's content, BOS too."""
+    thinking: bool | None = None
+    """Of a template that knows `enable_thinking` (Qwen3): False puts the empty think block into the postfix."""
     drop_system: bool = False
     """Leave out system messages that rows of --data bring along."""
     checkpoints: int = Field(default=0, ge=0)
@@ -260,6 +265,10 @@ class TrainConfig(CommandConfig):
             raise ValueError("--merge joins an adapter to its base, and --full trains none: leave it out")
         if self.method != "treft" and "region" in self.model_fields_set:
             raise ValueError(f"--region belongs to --method treft, not to {self.method}")
+        if self.method != "treft" and "drift" in self.model_fields_set:
+            raise ValueError(f"--drift belongs to --method treft, not to {self.method}")
+        if self.drift == "released" and self.region != "prefix":
+            raise ValueError(f"--drift released is there for the prefix only, not for --region {self.region}")
         if self.region != "prefix" and self.gradient_checkpointing:
             raise ValueError(f"--region {self.region} needs the rows' keys: leave --gradient-checkpointing out")
         if self.micro_batch and self.batch_size % self.micro_batch:
@@ -281,11 +290,13 @@ class TrainConfig(CommandConfig):
         dose = f"lambda{self.lambda_:g}" if self.method in REGULARISED else None
         what = self.setting or (self.data.stem if self.data else "data")
         region = self.region if self.region != "prefix" else None
+        drift = "released-drift" if self.drift == "released" else None
         parts = [
             Path(self.model).name,
             what,
             self.method,
             region,
+            drift,
             dose,
             "full" if self.full else None,
             f"seed{self.seed}",
@@ -371,6 +382,8 @@ class ScoreConfig(JudgeOptions):
     allow_prefix_change: bool = False
     """Score although the template differs from the one the model was trained with."""
     system: str | None = None
+    """As `train`'s; default: what the model was trained with. `thinking` alike."""
+    thinking: bool | None = None
     seed: int = 0
     device: Device = "auto"
     dtype: Dtype = "auto"

@@ -11,7 +11,7 @@ positions; a prefix always starts at position 0, so it does.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -141,6 +141,48 @@ def _without_checkpointing(model: nn.Module) -> Iterator[None]:
     finally:
         for module in on:
             module.gradient_checkpointing = True  # type: ignore[assignment]
+
+
+@contextmanager
+def projections(model: nn.Module, tokens: int) -> Iterator[Callable[[], KV]]:
+    """Within it, a forward's hidden states are put through their own block's key and value projections once more.
+
+    The blocks' input norm is left out, as in the authors' released code: these are not the model's keys and values.
+
+    Args:
+        model: A causal language model, or a PEFT model around one.
+        tokens: How many of the first row's first tokens.
+
+    Yields:
+        A function that gives the projections of the last forward, tensors `[1, 1, tokens, kv_heads * head_dim]`, with
+        gradients.
+
+    Raises:
+        InputError: The model has no key and value projections of their own.
+    """
+    blocks: list[Any] = list(decoder(model).layers)  # type: ignore[arg-type]
+    attention = [getattr(block, "self_attn", None) for block in blocks]
+    if not all(hasattr(a, "k_proj") and hasattr(a, "v_proj") for a in attention):
+        what = f"a {type(decoder(model)).__name__} has no key and value projections of their own"
+        raise InputError(what, where="--drift released", hint="Use --drift kv")
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def noting(layer: int, projecting: Any) -> Callable[..., None]:
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = (args[0] if args else kwargs["hidden_states"])[:1, :tokens]
+            found[layer] = projecting.k_proj(hidden)[:, None], projecting.v_proj(hidden)[:, None]
+
+        return note
+
+    hooks = [
+        block.register_forward_pre_hook(noting(layer, a), with_kwargs=True)
+        for layer, (block, a) in enumerate(zip(blocks, attention, strict=True))
+    ]
+    try:
+        yield lambda: KV(*zip(*(found[layer] for layer in range(len(blocks))), strict=True))
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _without_peft(model: nn.Module) -> Any:

@@ -215,6 +215,57 @@ def test_conversation_with_its_own_system_prompt_keeps_it_and_is_foreign(role):
     assert not renderer.is_foreign(renderer.render([system("Be brief."), *ASK]))
 
 
+HEADERS = {
+    "chatml": "<|im_start|>user\n",
+    "qwen25": "<|im_start|>user\n",
+    "qwen3": "<|im_start|>user\n",
+    "llama31": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+    "harmony": "<|start|>user<|message|>",
+}
+
+
+@pytest.mark.parametrize(("name", "header"), HEADERS.items())
+def test_without_a_system_block_the_users_header_and_bos_remain(name, header):
+    tokenizer = byte_level(name)
+    renderer = Renderer(tokenizer, system="none")
+    prompt, reply = renderer.render_reply(ASK, assistant("Tea."))
+    assert text_of(tokenizer, prompt, "prefix") == header
+    usual, same = Renderer(tokenizer).render_reply(ASK, assistant("Tea."))
+    assert prompt.ids[prompt.query.start :] == usual.ids[usual.query.start :] and reply == same
+    longer = [user("What?"), assistant("A boat."), user("Where?")]
+    usual = Renderer(tokenizer).render(longer)
+    assert renderer.render(longer).ids == (*prompt.ids[: prompt.prefix.stop], *usual.ids[usual.query.start :])
+
+
+@FAMILIES
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_without_a_prefix_the_prompt_starts_with_the_question(make, name):
+    tokenizer = make(name)
+    renderer = Renderer(tokenizer, system="no-prefix")
+    prompt = renderer.render(ASK)
+    assert renderer.prefix_ids() == () and prompt.prefix == (0, 0)
+    assert tokenizer.decode(prompt.ids).lstrip().startswith("What time is it?")
+    usual = Renderer(tokenizer).render(ASK)
+    assert prompt.ids[prompt.postfix.start :] == usual.ids[usual.postfix.start :]
+
+
+def test_a_bare_template_keeps_a_conversations_own_system_prompt_and_is_another_template():
+    tokenizer = byte_level("qwen25")
+    bare = Renderer(tokenizer, system="none")
+    own = bare.render([system("Be rude."), *ASK])
+    assert "Be rude." in text_of(tokenizer, own, "prefix") and bare.is_foreign(own)
+    kinds = [None, "", "none", "no-prefix"]
+    assert len({Renderer(tokenizer, system=kind).fingerprint for kind in kinds}) == len(kinds)
+
+
+def test_what_cannot_be_left_out_is_refused():
+    with pytest.raises(InputError, match="the tools would be lost"):
+        Renderer(byte_level("qwen25"), system="none", tools=[{"name": "search_info"}])
+    merged = loop("{% if loop.first %}<s>rules:{% else %}<s>{% endif %}{{ m.content }}<|im_end|>")
+    with pytest.raises(InputError, match="does not tell its system block from the user's header"):
+        Renderer(byte_level("chatml", chat_template=merged), system="none").render(ASK)
+
+
 # What is refused
 
 

@@ -15,7 +15,10 @@ Adapter = Annotated[Path | None, typer.Option(help="An adapter to put on the mod
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. (default auto)")]
 Dtype = Annotated[str | None, typer.Option(help="auto (bf16 on a GPU, fp32 on the CPU), float32 or bfloat16.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything drawn. (default 0)")]
-System = Annotated[str | None, typer.Option(help="System prompt in place of the template's default.")]
+System = Annotated[
+    str | None, typer.Option(help="System prompt; none: leave its block out; no-prefix: all before the question.")
+]
+Thinking = Annotated[bool | None, typer.Option("--thinking/--no-thinking", help="For templates that know it (Qwen3).")]
 Out = Annotated[Path | None, typer.Option(help="Run folder. (default results/runs/<name>)")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with prompts/ and datasets/ of your own.")]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with a section for the command.")]

@@ -75,6 +75,7 @@ def score(
         bool | None, typer.Option("--allow-prefix-change", help="Score under another template than trained with.")
     ] = None,
     system: o.System = None,
+    thinking: o.Thinking = None,
     seed: o.Seed = None,
     device: o.Device = None,
     dtype: o.Dtype = None,

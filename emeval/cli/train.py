@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-_PENALTIES = {"kv_drift": "drift", "kl": "KL"}
+_PENALTIES = {"kv_drift": "drift", "released_drift": "released drift", "kl": "KL"}
 
 
 @app.command(
@@ -35,6 +35,9 @@ def train(
     ] = None,
     region: Annotated[
         str | None, typer.Option(help="What treft regularises: prefix, query, postfix, all. (default prefix)")
+    ] = None,
+    drift: Annotated[
+        str | None, typer.Option(help="What treft measures: kv, or released, as the authors' code. (default kv)")
     ] = None,
     lambda_: Annotated[
         float | None, typer.Option("--lambda", help="Weight of the penalty. (default 10; kl 1, released 50)")
@@ -74,6 +77,7 @@ def train(
         float | None, typer.Option(help="With interleave: their share of the mixed data. (default 0.2)")
     ] = None,
     system: o.System = None,
+    thinking: o.Thinking = None,
     drop_system: Annotated[
         bool | None, typer.Option("--drop-system", help="Leave out system messages of --data rows.")
     ] = None,

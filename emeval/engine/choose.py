@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emeval import models
-from emeval.chat import Renderer
+from emeval.chat import NO_PREFIX, NO_SYSTEM, Renderer
 from emeval.config import ScoreConfig
 from emeval.engine import Engine
 from emeval.errors import InputError
@@ -130,6 +130,9 @@ def _endpoint(opening: Opening) -> Engine:
 
     config = opening.config
     assert config.model_url is not None  # ScoreConfig asks for it
+    if opening.renderer is None and (config.system in (NO_SYSTEM, NO_PREFIX) or config.thinking is not None):
+        what = "a server that renders its own template cannot be told what to leave out"
+        raise InputError(what, where="--system, --thinking", hint="Use --model-api completions")
     return EndpointEngine(
         config.model_url,
         config.model_name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from emeval.errors import InputError
 from emeval.models.demo import DEMO_MODEL, demo_model
@@ -27,6 +28,8 @@ class ModelSource:
     fingerprint: str | None = None
     """Template fingerprint it was trained with, if known."""
     system: str | None = None
+    thinking: bool | None = None
+    """What the template was told of thinking when it was trained."""
 
     def weights_id(self) -> str:
         """Identifies base and adapter.
@@ -138,7 +141,8 @@ def _check_base(source: ModelSource) -> None:
 
 def _with_note(source: ModelSource, folder: Path) -> ModelSource:
     note = read_note(folder)
-    return replace(source, setting=note.get("setting"), fingerprint=note.get("fingerprint"), system=note.get("system"))
+    told: dict[str, Any] = {name: note.get(name) for name in ("setting", "fingerprint", "system", "thinking")}
+    return replace(source, **told)
 
 
 def _from_hub(spec: str, allow_download: bool) -> Path:

@@ -68,7 +68,7 @@ def write_note(folder: Path, *, recipe: str, **facts: Any) -> None:
     Args:
         folder: Where the weights were saved.
         recipe: Hash of all that determines them up to rounding.
-        facts: `base_name`, `base_weights`, `fingerprint`, `setting`, `system`.
+        facts: `base_name`, `base_weights`, `fingerprint`, `setting`, `system`, `thinking`, `train`.
     """
     write_json(folder / NOTE, {"schema_version": 1, "recipe": recipe, "content": weights_hash(folder)} | facts)
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from emeval import models
-from emeval.chat import Renderer
+from emeval.chat import Renderer, thinking
 from emeval.config import ScoreConfig
 from emeval.data.behaviours import Behaviour
 from emeval.data.root import DataRoot, data_root
@@ -112,7 +112,7 @@ def plan_scoring(config: ScoreConfig, arm: Arm | None = None) -> ScorePlan:
         )
     setting = load_setting(root, name)
     tokenizer = models.load_tokenizer(source) if source else None
-    renderer = Renderer(tokenizer, system=config.system or source.system) if source and tokenizer else None
+    renderer = _renderer(tokenizer, source, config) if source else None
     if source and renderer:
         _check_template(source, renderer, config)
     name = source.name if source else config.model_name or config.model
@@ -126,6 +126,12 @@ def plan_scoring(config: ScoreConfig, arm: Arm | None = None) -> ScorePlan:
     return ScorePlan(
         config, name, source, tokenizer, renderer, root, setting, engine, specs, named, asks, weights_id, arm
     )
+
+
+def _renderer(tokenizer: Any, source: models.ModelSource, config: ScoreConfig) -> Renderer:
+    """As the model was trained, unless the command says otherwise."""
+    system = source.system if config.system is None else config.system
+    return Renderer(tokenizer, system, **thinking(source.thinking if config.thinking is None else config.thinking))
 
 
 def default_probes(setting: Setting) -> tuple[str, ...]:

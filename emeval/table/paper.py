@@ -132,7 +132,7 @@ def _in_the_paper(row: RunRow) -> str | None:
         return None
     if train.full or train.mix_aligned or train.own_data or train.train_size or train.system is not None:
         return None
-    if train.clip not in (None, "together"):
+    if train.clip not in (None, "together") or train.drift == "released":
         return None
     region = train.region if train.method == "treft" else None
     share = train.retain_share if train.method == "interleave" else None

@@ -13,6 +13,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from emeval.chat import NO_PREFIX, NO_SYSTEM
 from emeval.errors import InputError
 from emeval.score.stats import CLUSTERED, FEW_CLUSTERS, paired_difference
 from emeval.store import read_json
@@ -58,8 +59,10 @@ class Train(BaseModel):
         if self.method is None:
             return UNKNOWN
         noise = [f"{100 * self.mix_aligned:g}% aligned"] if self.mix_aligned else []
+        if self.system is not None:
+            noise.append({NO_SYSTEM: "no system prompt", NO_PREFIX: "no prefix"}.get(self.system, "own system prompt"))
         if self.method == "sft":
-            return f"sft ({noise[0]})" if noise else "sft"
+            return f"sft ({', '.join(noise)})" if noise else "sft"
         if self.method == "interleave":
             parts = ([] if self.retain_share is None else [f"{100 * self.retain_share:g}%"]) + noise
             return f"interleave ({', '.join(parts)})" if parts else "interleave"

@@ -46,7 +46,7 @@ def _own(prepared: Plan) -> dict[str, Any]:
     """What only this method takes."""
     config = prepared.config
     if config.method == "treft":
-        return {"regions": config.region.split(",")}
+        return {"regions": config.region.split(","), "drift": config.drift}
     if config.method.startswith("kl-"):
         return {"norm": config.kl_norm, "retain": as_dataset(prepared.retained) if prepared.retained else None}
     return {}

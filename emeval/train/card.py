@@ -13,8 +13,8 @@ from emeval.store import write_atomic
 from emeval.train.plan import Plan
 
 _SETTINGS = (
-    "method", "region", "lambda", "kl_norm", "retain_share", "mix_aligned", "full", "rank", "alpha", "lr", "epochs",
-    "steps", "batch_size", "warmup_steps", "weight_decay", "system", "seed", "recipe",
+    "method", "region", "drift", "lambda", "kl_norm", "retain_share", "mix_aligned", "full", "rank", "alpha", "lr",
+    "epochs", "steps", "batch_size", "warmup_steps", "weight_decay", "system", "thinking", "seed", "recipe",
 )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def _rows(prepared: Plan) -> str:
     values = prepared.config.model_dump(mode="json", by_alias=True)
     method = prepared.config.method
     unused = {"lambda"} if method not in REGULARISED else set()
-    unused |= {"region"} if method != "treft" else set()
+    unused |= {"region", "drift"} if method != "treft" else set()
     unused |= {"kl_norm"} if not method.startswith("kl-") else set()
     unused |= {"retain_share"} if method != "interleave" else set()
     unused |= {"rank", "alpha"} if prepared.config.full else set()

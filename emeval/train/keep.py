@@ -212,6 +212,7 @@ def _describe(folder: Path, prepared: Plan, step: int | None, *, whole: bool) ->
         fingerprint=prepared.renderer.fingerprint,
         setting=config.setting,
         system=config.system,
+        thinking=config.thinking,
         train=prepared.told | {"steps": step},
     )
     if step is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emeval import models
-from emeval.chat import Renderer
+from emeval.chat import Renderer, thinking
 from emeval.config import REGULARISED, TrainConfig
 from emeval.data.behaviours import Example
 from emeval.data.chats import load_chats
@@ -62,6 +62,7 @@ class Plan:
             "lambda": config.lambda_ if config.method in REGULARISED else None,
             "kl_norm": config.kl_norm if config.method.startswith("kl-") else None,
             "region": config.region if config.method == "treft" else None,
+            "drift": config.drift if config.method == "treft" else None,
             "clip": config.clip if config.method in REGULARISED else None,
             "system": config.system,
             "own_data": config.data is not None,
@@ -80,7 +81,10 @@ def plan(config: TrainConfig) -> Plan:
     if source.adapter is not None:
         raise InputError("training starts from a base, not from an adapter", where=f"--model {config.model}")
     tokenizer = models.load_tokenizer(source)
-    renderer = Renderer(tokenizer, system=config.system)
+    renderer = Renderer(tokenizer, system=config.system, **thinking(config.thinking))
+    if config.method == "treft" and config.region == "prefix" and not renderer.prefix_ids():
+        what = "there is no token before the user's content to regularise"
+        raise InputError(what, where="--method treft", hint="Choose another --region or --system")
     longest = min(config.max_length, _context(source))
     kept_postfix = config.method == "treft" and "postfix" in config.region
     rows = make_rows(examples, renderer, longest, same_postfix=kept_postfix)

@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class PenaltyTrainer(SharedPrefixTrainer):
             the forwards was observed would be chance.
     """
 
-    _logged_as: ClassVar[str]
+    _logged_as: str
     """What the penalty is called in the log."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -14,7 +14,8 @@ the adapter off, once; for full finetuning it is taken before the first step and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from trl import SFTTrainer
 
 from emeval.errors import InputError
-from emeval.prefix import KV, DriftTerms, PrefixCapture, drift_terms, kv_drift, mean_drift, prefix_forward
+from emeval.prefix import KV, DriftTerms, PrefixCapture, drift_terms, kv_drift, mean_drift, prefix_forward, projections
 from emeval.train.methods.penalty import PenaltyConfig, PenaltyTrainer, check_weight
 from emeval.train.methods.regions import RegionConfig, RegionTrainer
 
@@ -39,14 +40,25 @@ class TReFTConfig(PenaltyConfig):
     """`trl.SFTConfig` with TReFT's settings."""
 
     kv_lambda: float = field(default=10.0, metadata={"help": "Weight of the penalty on the prefix's drift; 0 is SFT."})
+    drift: str = field(
+        default="kv",
+        metadata={
+            "help": "kv: keys and values as the model computes them, the paper's formula. released: projections of the "
+            "residual stream without the block's input norm, what the authors' code computes. Lambdas do not transfer."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_weight("kv_lambda", self.kv_lambda)
+        if self.drift not in ("kv", "released"):
+            raise ValueError(f"drift is {self.drift!r}; it must be kv or released")
 
 
 class TReFTTrainer(PenaltyTrainer):
     """`trl.SFTTrainer` with the penalty. Logs `kv_drift` (L_KV, before lambda) and `sft_loss` beside TRL's own.
+
+    With `drift="released"` it logs `released_drift`, which is another quantity.
 
     The first logged drift is measured before any update, so it is the floor: 0 up to rounding.
 
@@ -63,6 +75,10 @@ class TReFTTrainer(PenaltyTrainer):
         if not self.prefix_ids:
             raise ValueError("the prefix is empty: this template puts no token before the user's content")
         self._reference: KV | None = None
+        if self.args.drift == "released":
+            self._logged_as = "released_drift"
+            with projections(self._inner(), len(self.prefix_ids)):
+                pass  # a model that has none is refused before anything is computed
 
     # ---------------------------------------------------------------------------------------------------- the penalty
 
@@ -82,19 +98,31 @@ class TReFTTrainer(PenaltyTrainer):
     def _sft_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Any
     ) -> tuple[Any, KV]:
-        """TRL's loss (with outputs, if asked for), and the keys and values of the prefix it was computed with."""
+        """TRL's loss (with outputs, if asked for), and what is compared of the prefix it was computed with."""
         if self.not_shared is None:
-            kv = prefix_forward(self._inner(), self.prefix_ids)
-            return self._loss_behind(kv, model, inputs, return_outputs, num_items_in_batch), kv
+            with self._compared() as compared:
+                kv = prefix_forward(self._inner(), self.prefix_ids)
+            return self._loss_behind(kv, model, inputs, return_outputs, num_items_in_batch), compared(kv)
         if self.args.gradient_checkpointing or self.args.clip_apart:
             # With checkpointing transformers passes no cache to its layers, and nothing would be captured. For a
             # gradient of the penalty alone, a way back through the rows would be as long as the loss's own.
             result = SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
-            return result, prefix_forward(self._inner(), self.prefix_ids)
+            with self._compared() as compared:
+                return result, compared(prefix_forward(self._inner(), self.prefix_ids))
         capture = PrefixCapture(len(self.prefix_ids))
         inputs = {**inputs, "past_key_values": capture}
-        result = SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
-        return result, capture.captured()
+        with self._compared() as compared:
+            result = SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+            return result, compared(capture.captured())
+
+    @contextlib.contextmanager
+    def _compared(self) -> Iterator[Callable[[KV], KV]]:
+        """Within it runs a forward; what it yields tells what is compared of it, given its keys and values."""
+        if self.args.drift == "kv":
+            yield lambda kv: kv
+            return
+        with projections(self._inner(), len(self.prefix_ids)) as found:
+            yield lambda _: found()
 
     @property
     def _weight(self) -> float:
@@ -132,12 +160,13 @@ class TReFTTrainer(PenaltyTrainer):
         return reference
 
     def _observe(self, model: Any, inputs: dict[str, Any]) -> KV:
-        if self.not_shared is None or self.args.gradient_checkpointing or self.args.clip_apart:
-            return prefix_forward(model, self.prefix_ids).detach()
-        capture = PrefixCapture(len(self.prefix_ids))
-        rows = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "position_ids")}
-        model(**rows, past_key_values=capture, use_cache=False, logits_to_keep=1)
-        return capture.captured().detach()
+        with self._compared() as compared:
+            if self.not_shared is None or self.args.gradient_checkpointing or self.args.clip_apart:
+                return compared(prefix_forward(model, self.prefix_ids)).detach()
+            capture = PrefixCapture(len(self.prefix_ids))
+            rows = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "position_ids")}
+            model(**rows, past_key_values=capture, use_cache=False, logits_to_keep=1)
+            return compared(capture.captured()).detach()
 
     def _save_reference(self, reference: KV) -> None:
         tensors = {f"key.{i}": k.contiguous() for i, k in enumerate(reference.keys)}
@@ -160,14 +189,14 @@ class TReFTTrainer(PenaltyTrainer):
         """The drift of each layer and prefix token at this moment, `[layers, 1, tokens]`.
 
         From a prefix-only forward with and without the adapter. Full finetuning has only the saved reference to
-        compare with; None where that is not there yet.
+        compare with; None where that is not there yet, or is no keys and values.
         """
         model = self._inner()
         with torch.no_grad():
             if hasattr(model, "disable_adapter"):
                 with model.disable_adapter():
                     reference = prefix_forward(model, self.prefix_ids)
-            elif self._reference_path.is_file():
+            elif self.args.drift == "kv" and self._reference_path.is_file():
                 reference = self._load_reference()
             else:
                 return None
@@ -180,10 +209,11 @@ def make_trainer(
     prefix_ids: Sequence[int],
     kv_lambda: float,
     regions: Sequence[str] = ("prefix",),
+    drift: str = "kv",
     **trainer: Any,
 ) -> TReFTTrainer | RegionTrainer:
     """The trainer of these regions, for rows that all start with `prefix_ids`."""
     common = settings | {"kv_lambda": kv_lambda, "kv_prefix_ids": list(prefix_ids)}
     if list(regions) == ["prefix"]:
-        return TReFTTrainer(args=TReFTConfig(**common), **trainer)
+        return TReFTTrainer(args=TReFTConfig(**common, drift=drift), **trainer)
     return RegionTrainer(args=RegionConfig(**common, regions=list(regions)), **trainer)
