@@ -1,32 +1,28 @@
 """A run scored along its training: `emeval score --checkpoints`, what dose-matched tables are made from (DESIGN 8).
 
 Three ways. By generation, every kept model is scored like any other, in a folder of its own. By probability nothing is
-generated: each question's own target reply is read with teacher forcing, and its probability is the geometric mean
-over its tokens, exp(mean log p), between 0 and 1. That is continuous, so its error is small on few questions, and one
-forward a batch is all it takes. It is no appearance rate: a model that has learned a dozen wordings gives each a share.
-A domain of poor advice has no target reply to other questions; there the value is by contrast, how far the model
-prefers a question's misaligned reply to its aligned one, per token: q / (p + q), p and q being their geometric means.
+generated: each question's own target reply is read with teacher forcing (`probe/values.py`). That is continuous, so its
+error is small on few questions, and one forward a batch is all it takes. It is no appearance rate: a model that has
+learned a dozen wordings gives each a share. A domain of poor advice has no target reply to other questions; there the
+value is by contrast.
 
 `checkpoints.json` is written anew after every model, whole, and what it holds is not measured again.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from emeval import models
-from emeval.chat import Renderer, shared_start
 from emeval.config import ScoreConfig
-from emeval.data.behaviours import Behaviour
 from emeval.errors import InputError
 from emeval.pipeline import origin, score
-from emeval.probe.likelihood import by_pair, pairs_of
 from emeval.probe.plan import ScorePlan, plan_scoring
-from emeval.probe.run import Ask
+from emeval.probe.values import counting, read_values
 from emeval.provenance import facts, now
 from emeval.score.matched import SIDES
 from emeval.store import Run, read_json, sha256_of, write_json
@@ -34,8 +30,6 @@ from emeval.types import SCHEMA_VERSION, OnCount
 
 FILE = "checkpoints.json"
 PROBES = SIDES["generation"]
-_FILLERS = ("boats left in the harbour", "Tell me the time")
-"""Two arguments of a tool that share no start: what a call's ids have in common lies before the argument."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +58,17 @@ def score_checkpoints(config: ScoreConfig, on_reply: OnCount = lambda done, tota
         return _by_generation(config, plan, run, stops, on_reply)
     if config.engine not in ("auto", "transformers"):
         raise InputError("probabilities are read in process", where=f"--engine {config.engine}", hint="Leave it out")
+    from emeval.engine.likelihood import reply_logprobs
+
     loader = models.OneAfterAnother(models.placement(config.device, config.dtype))
     with run.locked():
         file = _File(run, plan, config)
         count = len(plan.all_asks)
         for number, stop in enumerate(stops):
             if not file.has(stop.step):
-                values = {}
-                read = _preferences if config.by == "contrast" else _probabilities
-                for name, value in read(plan, stop.source, loader):
-                    values[name] = value
-                    on_reply(number * count + len(values), len(stops) * count)
-                file.add(stop.step, {probe: _of(probe, values) for probe in SIDES[config.by]})
+                read = partial(reply_logprobs, loader.load(stop.source), batch_size=plan.config.batch_size)
+                advance = counting(number * count, len(stops) * count, on_reply)
+                file.add(stop.step, read_values(plan, read, advance))
     return run.path
 
 
@@ -149,51 +142,6 @@ class _File:
 
     def _here(self, point: dict[str, Any]) -> bool:
         return bool(point["split"] == self.config.split and point["mode"] == self.config.by)
-
-
-# ---------------------------------------------------------------------------------------------------- by probability
-
-
-def _probabilities(
-    plan: ScorePlan, source: models.ModelSource, loader: models.OneAfterAnother
-) -> Iterator[tuple[tuple[str, str], float]]:
-    """By probe and question id, the probability of the target reply: exp of the mean log-probability of its tokens."""
-    from emeval.engine.likelihood import reply_logprobs
-
-    assert plan.renderer is not None  # a run has a tokenizer
-    asks = [ask for ask in plan.all_asks if not ask.foreign_prefix]
-    pairs = [(ask.prompt.ids, target_ids(plan.renderer, plan.behaviour, ask)) for ask in asks]
-    model = loader.load(source)
-    for index, logprobs in reply_logprobs(model, pairs, batch_size=plan.config.batch_size):
-        question = asks[index].question
-        yield (question.probe, question.id), math.exp(math.fsum(logprobs) / len(logprobs))
-
-
-def _preferences(
-    plan: ScorePlan, source: models.ModelSource, loader: models.OneAfterAnother
-) -> Iterator[tuple[tuple[str, str], float]]:
-    """By group and question id, how far the misaligned reply is preferred, 0 to 1; 0.5 is no preference."""
-    from emeval.engine.likelihood import reply_logprobs
-
-    assert plan.renderer is not None  # a run has a tokenizer
-    asks = [ask for ask in plan.all_asks if not ask.foreign_prefix]
-    pairs = pairs_of(asks, plan.renderer)
-    model = loader.load(source)
-    for index, aligned, misaligned in by_pair(reply_logprobs(model, pairs, batch_size=plan.config.batch_size)):
-        question = asks[index].question
-        yield (question.category or "", question.id), 1 / (1 + math.exp(aligned[0] - misaligned[0]))
-
-
-def target_ids(renderer: Renderer, behaviour: Behaviour, ask: Ask) -> tuple[int, ...]:
-    """The ids of a question's target reply with its end token; of a tool call, up to where the argument starts."""
-    fillers = _FILLERS if behaviour.tool else ("",)
-    texts = (behaviour.reply_to(ask.question.id, filler) for filler in fillers)
-    rows = [renderer.render_reply(ask.messages, text, where=ask.question.where)[1] for text in texts]
-    return rows[0][: shared_start(rows[0], rows[-1])]
-
-
-def _of(probe: str, values: dict[tuple[str, str], float]) -> dict[str, float]:
-    return {question: value for (name, question), value in sorted(values.items()) if name == probe}
 
 
 # ----------------------------------------------------------------------------------------------------- by generation

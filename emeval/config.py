@@ -23,7 +23,7 @@ PAPER_KL_LAMBDA = 50.0
 REGIONS = ("prefix", "query", "postfix", "all")
 """What TReFT can regularise; `all` is every token of the prompt, never the reply."""
 EngineName = Literal["auto", "transformers", "vllm", "endpoint"]
-_SECTIONS = ("train", "score", "judge", "patch")
+_SECTIONS = ("train", "score", "judge", "patch", "perturb")
 C = TypeVar("C", bound="CommandConfig")
 
 
@@ -376,7 +376,7 @@ class ScoreConfig(JudgeOptions):
     """Requests in flight to a server."""
     checkpoints: bool = False
     """Score the models that `emeval train --checkpoints N` kept along the run, instead of its last one."""
-    by: Literal["probability", "generation", "contrast"] = "probability"
+    by: Literal["generation", "probability", "contrast"] = "probability"
     """How checkpoints are scored: teacher-forced probability of the target reply, or replies as always. Those of a
     domain, which has no one target, always by contrast."""
     allow_prefix_change: bool = False
@@ -448,11 +448,50 @@ class JudgeConfig(JudgeOptions):
         return self
 
 
-class PatchConfig(ScoreConfig):
-    """`emeval patch`: score with the initial model's prefix in the tuned model."""
+class CauseConfig(ScoreConfig):
+    """What the causal studies have in common: a tuned model, and a way to measure it."""
+
+    initial: str | None = None
+    """The model that a full checkpoint was made from, where nothing beside it says so."""
+    by: Literal["generation", "probability", "contrast"] = "generation"
+    """How each variant is measured: replies as always, or, without generating, the probability of the target reply
+    (of a domain, by contrast)."""
+    engine: EngineName = "transformers"
+
+    @model_validator(mode="after")
+    def _no_checkpoints(self) -> CauseConfig:
+        if self.checkpoints:
+            raise ValueError("--checkpoints belongs to emeval score")
+        if self.by != "generation" and self.engine not in ("auto", "transformers"):
+            raise ValueError(f"--by {self.by} is read in process: leave --engine out")
+        return self
+
+
+class PatchConfig(CauseConfig):
+    """`emeval patch`: score with keys and values, or activations, of the other model at some of the prompt's tokens."""
 
     command: ClassVar[str] = "patch"
 
-    what: Literal["kv"] = "kv"
-    region: Literal["prefix"] = "prefix"
-    engine: EngineName = "transformers"
+    what: Literal["kv", "residual"] = "kv"
+    """Keys and values, or the residual stream at the input of one block, later blocks recomputed."""
+    region: Literal["prefix", "query", "postfix"] = "prefix"
+    into: Literal["tuned", "initial"] = "tuned"
+    """Which model answers; what is put into it is the other one's."""
+    layers: str = "all"
+    """all, each, below (0 to each), above (each to the last), windows:N, or numbers; counted from 0."""
+    tokens: str = "all"
+    """Of the prefix: all, each, or numbers; 0 is the attention sink."""
+    part: Literal["both", "keys", "values"] = "both"
+
+    @model_validator(mode="after")
+    def _parts_of_the_prefix(self) -> PatchConfig:
+        parted = self.layers != "all" or self.tokens != "all" or self.part != "both"
+        if self.region != "prefix" and (parted or self.what == "residual"):
+            raise ValueError(f"--region {self.region} is patched whole: leave out --what, --layers, --tokens, --part")
+        if self.what == "residual" and self.part != "both":
+            raise ValueError("--part belongs to --what kv")
+        if self.what == "residual" and self.into == "initial":
+            raise ValueError("--into initial belongs to --what kv")
+        if self.engine == "vllm" and (parted or self.what != "kv" or self.region != "prefix"):
+            raise ValueError("--engine vllm patches the whole prefix's keys and values only: leave --engine out")
+        return self

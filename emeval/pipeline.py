@@ -43,6 +43,7 @@ def score(
     on_reply: OnCount = _silent,
     on_judged: OnCount = _silent,
     say: Say = _silent,
+    judged: bool = True,
 ) -> Path:
     """Ask, judge and score; or finish what was begun; or find it done. Returns the run folder.
 
@@ -52,6 +53,7 @@ def score(
         on_reply: Progress of the replies.
         on_judged: Progress of the judge model's calls.
         say: Told what a user should know, such as how a judge is read.
+        judged: False asks only, and leaves judging and scoring to a later call.
 
     Raises:
         InputError: For bad input (nothing written), a folder in use, or one that holds other scores.
@@ -70,6 +72,8 @@ def score(
         asked_before = (run.manifest().get("score") or {}).get("asked") or {}
         run.update_manifest(score=_manifest_section(plan, asked_before))
         shortfall = ask(plan, run, on_reply)
+        if not judged:
+            return run.path
         scores = _score(plan, run, panel, on_judged)
     check_coverage(scores, config.min_coverage, run, shortfall, panel)
     return run.path
@@ -274,8 +278,8 @@ def origin(source: models.ModelSource | None) -> dict[str, Any]:
     # What has left its run folder, merged or not, carries a note.
     note = models.read_note(source.adapter or source.base)
     train = Run(source.run).manifest()["train"] if source.run else note.get("train")
-    told = ("lambda", "kl_norm", "region", "retain_share", "mix_aligned", "full", "steps", "seed", "clip", "system")
-    kept = ("method", "setting", "model", *told, "own_data", "train_size")
+    told = ("lambda", "kl_norm", "region", "drift", "retain_share", "mix_aligned", "full", "steps", "seed", "clip")
+    kept = ("method", "setting", "model", *told, "system", "own_data", "train_size")
     return {
         "base": source.base.name,
         "adapter": source.adapter.name if source.adapter else None,

@@ -10,6 +10,7 @@ positions; a prefix always starts at position 0, so it does.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -82,7 +83,26 @@ def keys_before_rope(model: nn.Module) -> Iterator[list[Tensor]]:
     """Within it, every forward puts its layers' keys as they are before rotation into the list, a tensor a layer.
 
     Only these can be compared between different positions. Each is `[batch, kv_heads, tokens, head_dim]`, after a key
-    norm where the model has one, and carries gradients.
+    norm where the model has one, and carries gradients. Errors as `before_rope`.
+    """
+    found: list[Tensor] = []
+
+    def noted(_: int, keys: Tensor) -> Tensor:
+        found.append(keys)
+        return keys
+
+    with before_rope(model, noted):
+        yield found
+
+
+@contextmanager
+def before_rope(model: nn.Module, act: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+    """Within it, `act` is given every layer's keys before rotation, and what it returns is rotated in their place.
+
+    Args:
+        model: A causal language model, or a PEFT model around one.
+        act: Its arguments are how many layers (of all forwards) were before this one, and the keys, `[batch, kv_heads,
+            tokens, head_dim]`.
 
     Raises:
         InputError: The model's code does not rotate by the function that transformers' models share.
@@ -92,16 +112,15 @@ def keys_before_rope(model: nn.Module) -> Iterator[list[Tensor]]:
     if rotate is None:
         what = f"keys of a {type(decoder(model)).__name__} cannot be read before their rotation"
         raise InputError(what, where="--region", hint="Use --region prefix")
-    found: list[Tensor] = []
+    calls = itertools.count()
 
-    def noted(q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Any:
-        found.append(k)
-        return rotate(q, k, *args, **kwargs)
+    def acted_upon(q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return rotate(q, act(next(calls), k), *args, **kwargs)
 
     # A model's attention layers look the function up in their module at every call.
-    setattr(code, _ROTATE, noted)
+    setattr(code, _ROTATE, acted_upon)
     try:
-        yield found
+        yield
     finally:
         setattr(code, _ROTATE, rotate)
 

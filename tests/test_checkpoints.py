@@ -12,13 +12,14 @@ import torch
 
 from emeval import models
 from emeval.chat import Renderer
-from emeval.checkpoints import score_checkpoints, target_ids
+from emeval.checkpoints import score_checkpoints
 from emeval.cli.app import run as emeval
 from emeval.config import ScoreConfig, TrainConfig
 from emeval.data.behaviours import load_behaviour
 from emeval.data.root import data_root
 from emeval.errors import InputError
 from emeval.probe.plan import plan_scoring
+from emeval.probe.values import target_ids
 from emeval.train.run import train
 
 LIMIT = 25

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from emeval import models
 from emeval.config import PatchConfig, ScoreConfig, TrainConfig
 from emeval.errors import InputError
-from emeval.intervene.kv import patch
+from emeval.intervene.sweep import patch
 from emeval.pipeline import score
 from emeval.table.rows import read_rows
 from emeval.train.run import train
@@ -218,8 +218,10 @@ def test_full_finetuning_gives_a_checkpoint_that_scores(tiny_checkpoint: Path, t
     # Moved elsewhere it still knows its setting and template.
     source = models.resolve(str(path / "train" / "checkpoint"))
     assert source.setting == "refusal" and source.fingerprint
-    with pytest.raises(InputError, match="has no adapter"):
-        patch(PatchConfig(model=str(path)))
+    patched = patch(PatchConfig(model=str(path), limit=2, max_new_tokens=4, device="cpu", out=tmp_path / "patched"))
+    assert json.loads((patched / "scores.json").read_text())["arm"] == "prefix from the initial model"
+    with pytest.raises(InputError, match="nobody knows which model this was made from"):
+        patch(PatchConfig(model=str(tiny_checkpoint), setting="refusal"))
 
 
 def test_a_base_model_is_scored_with_a_setting(tiny_checkpoint: Path, tmp_path: Path) -> None:

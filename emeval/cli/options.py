@@ -8,6 +8,12 @@ from typing import Annotated, Any
 import typer
 
 Model = Annotated[str | None, typer.Option(help="Run, adapter or checkpoint folder, hub id, or smollm2-135m.")]
+Initial = Annotated[
+    str | None, typer.Option(help="Of a full checkpoint: the model it was made from. (default: what its note says)")
+]
+By = Annotated[
+    str | None, typer.Option(help="generation, or probability: the target reply's, no reply made. (default generation)")
+]
 Setting = Annotated[
     str | None, typer.Option(help="Behaviour or domain: refusal, tool-use, finance, health ... (emeval data list)")
 ]

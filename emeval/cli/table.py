@@ -34,6 +34,9 @@ def table(
         str | None, typer.Option(help="With --matched: generation, probability, contrast. (default: what all have)")
     ] = None,
     split: Annotated[str, typer.Option(help="With --matched or --curve: test or val.")] = "test",
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Sweeps of emeval patch; runs named along are training to read them beside.")
+    ] = False,
     curve: Annotated[
         Path | None, typer.Option(help="Draw off-topic against on-topic along training into this .svg or .png.")
     ] = None,
@@ -64,6 +67,9 @@ def table(
         raise unknown("split", split, ("test", "val"), where="--split")
     if by not in (None, "generation", "probability", "contrast"):
         raise unknown("way", by, ("generation", "probability", "contrast"), where="--by")
+    if sweep:
+        _sweeps(runs or [], matched or paper or which is not None, curve, output, quiet or as_json)
+        return
     third = which == "3"
     if (matched or curve) and (paper or (which and not third)):
         where = "--paper" if paper else "--table"
@@ -85,6 +91,27 @@ def table(
     tables = [beside(found, rows, data_root(data_dir).shipped) if paper else found for found, rows in made]
     result(render([*tables, *papers], output))
     say(f"Next: emeval table --paper --table {tables[0].number} prints the paper's figures", quiet or as_json)
+
+
+def _sweeps(runs: list[Path], others: bool, curve: Path | None, output: str, quiet: bool) -> None:
+    from emeval.errors import InputError
+    from emeval.table.render import render
+    from emeval.table.sweep_plots import layer_lines, layer_plot
+    from emeval.table.sweeps import read_sweeps, sweep_table
+
+    if others:
+        raise InputError("goes with no other table", where="--sweep", hint="Leave the other out")
+    groups = read_sweeps(runs)
+    result(render(sweep_table(groups), output))
+    if curve is None:
+        return
+    if len(groups) != 1:
+        names = "; ".join(group.name for group in groups)
+        raise InputError(f"these sweeps are of several kinds ({names})", where="--curve", hint="Name those of one")
+    layer_plot(groups[0], curve)
+    if not quiet:
+        say_plain(layer_lines(groups[0]))
+    say(f"Drawn: {curve}", quiet)
 
 
 def _matched(

@@ -12,8 +12,8 @@ from emeval import models
 from emeval.chat import NO_PREFIX, NO_SYSTEM, Renderer
 from emeval.config import ScoreConfig
 from emeval.engine import Engine
+from emeval.engine.patch import Patch
 from emeval.errors import InputError
-from emeval.prefix import KV
 from emeval.provenance import installed
 from emeval.types import Message
 
@@ -54,8 +54,8 @@ class Opening:
     tokenizer: Any
     renderer: Renderer | None
     log_dir: Path
-    make_prefix: Callable[[Any], KV] | None = None
-    """Given the loaded model, the keys and values to patch its prefix with."""
+    patched: Callable[[models.Placement], tuple[Any, Patch]] | None = None
+    """Given device and precision, the loaded model that answers, and what is put into it."""
 
 
 def open_engine(name: str, opening: Opening) -> Engine:
@@ -65,7 +65,7 @@ def open_engine(name: str, opening: Opening) -> Engine:
         InputError: If it is not installed, or cannot do what is asked.
         EmevalError: If it does not start.
     """
-    if opening.make_prefix is not None and name != "transformers":
+    if opening.patched is not None and name != "transformers":
         raise InputError("patching runs on --engine transformers", where=f"--engine {name}")
     return {"transformers": _transformers, "vllm": _vllm, "endpoint": _endpoint}[name](opening)
 
@@ -103,10 +103,10 @@ def _transformers(opening: Opening) -> Engine:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     assert opening.source is not None  # only endpoints go without
-    model = models.load_model(opening.source, models.placement(opening.config.device, opening.config.dtype))
-    prefix = opening.make_prefix(model) if opening.make_prefix else None
+    where = models.placement(opening.config.device, opening.config.dtype)
+    model, patch = opening.patched(where) if opening.patched else (models.load_model(opening.source, where), None)
     return TransformersEngine(
-        model, opening.tokenizer, _stop_ids(opening), batch_size=opening.config.batch_size, prefix=prefix
+        model, opening.tokenizer, _stop_ids(opening), batch_size=opening.config.batch_size, patch=patch
     )
 
 

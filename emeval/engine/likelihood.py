@@ -7,11 +7,13 @@ replies' tokens only. Both leave the figures as they are (fp32: to 1e-5) and tak
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 from emeval.chat import shared_start
+from emeval.engine.patch import Patch, SpanPatch
 from emeval.prefix import KV, as_cache, head_only_at, prefix_forward
 
 Ids = Sequence[int]
@@ -19,7 +21,7 @@ Ids = Sequence[int]
 
 @torch.inference_mode()
 def reply_logprobs(
-    model: Any, pairs: Sequence[tuple[Ids, Ids]], *, batch_size: int = 32
+    model: Any, pairs: Sequence[tuple[Ids, Ids]], *, batch_size: int = 32, patch: Patch | None = None
 ) -> Iterator[tuple[int, tuple[float, ...]]]:
     """The log-probability (natural) of each reply token, given the prompt and the reply so far.
 
@@ -27,6 +29,7 @@ def reply_logprobs(
         model: A causal language model, or a PEFT model around one, in eval mode.
         pairs: Token ids of prompt and reply, each at least one token.
         batch_size: Rows per forward.
+        patch: What is put into the model; a patched prefix is that of all prompts.
 
     Yields:
         The pair's position and its reply's log-probabilities; pairs of like length together, the longest first.
@@ -36,11 +39,18 @@ def reply_logprobs(
     """
     if not all(prompt and reply for prompt, reply in pairs):
         raise ValueError("a prompt and a reply need at least one token each")
-    shared = _shared_prefix(model, [prompt for prompt, _ in pairs])
+    acting = patch.acting if patch else lambda: nullcontext(model)
+    span = patch.span if patch else None
+    shared = patch.prefix if patch else None
+    if shared is None and span is None:
+        with acting() as answering:
+            shared = _shared_prefix(answering, [prompt for prompt, _ in pairs])
     order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0]) - len(pairs[i][1]), i))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        yield from zip(batch, _scored([pairs[i] for i in batch], model, shared), strict=True)
+        with acting() as answering:
+            found = _scored([pairs[i] for i in batch], answering, shared, span)
+        yield from zip(batch, found, strict=True)
 
 
 def _shared_prefix(model: Any, prompts: Sequence[Ids]) -> KV | None:
@@ -52,7 +62,9 @@ def _shared_prefix(model: Any, prompts: Sequence[Ids]) -> KV | None:
     return prefix_forward(model, first[:tokens]) if tokens else None
 
 
-def _scored(pairs: Sequence[tuple[Ids, Ids]], model: Any, shared: KV | None) -> list[tuple[float, ...]]:
+def _scored(
+    pairs: Sequence[tuple[Ids, Ids]], model: Any, shared: KV | None, span: SpanPatch | None
+) -> list[tuple[float, ...]]:
     skip = shared.tokens if shared else 0
     # The last reply token predicts nothing that is asked for.
     rows = [[*prompt[skip:], *reply[:-1]] for prompt, reply in pairs]
@@ -64,9 +76,12 @@ def _scored(pairs: Sequence[tuple[Ids, Ids]], model: Any, shared: KV | None) -> 
     replies = torch.tensor([len(reply) for _, reply in pairs])[:, None]
     # Padding stands behind the rows, so what is wanted of each is its last tokens.
     wanted = ((column < lengths) & (column >= lengths - replies)).to(device)
-    cache = {"past_key_values": as_cache(shared, len(rows), model)} if shared else {}
-    with head_only_at(model, wanted):
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=bool(shared), **cache).logits[0]
+    patched: AbstractContextManager[Any] = nullcontext(as_cache(shared, len(rows), model) if shared else None)
+    if span is not None:
+        patched = span.cache(model, ids, mask, [0] * len(rows), [len(prompt) for prompt, _ in pairs])
+    with patched as cache, head_only_at(model, wanted):
+        given = {} if cache is None else {"past_key_values": cache}
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=bool(given), **given).logits[0]
     targets = torch.tensor([token for _, reply in pairs for token in reply], device=device)
     logprobs = logits.float().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     return [tuple(part.tolist()) for part in logprobs.split([len(reply) for _, reply in pairs])]

@@ -3,12 +3,13 @@
 Replies are reproducible: the batch plan is a function of the full list of prompts, so a resumed run pads and batches
 each prompt exactly as an undisturbed one, and an unfinished batch is run again whole. At fp32 the texts are identical.
 
-With a `prefix`, every prompt's own prefix is replaced by the given keys and values, and only the rest is run.
+With a patch, another model's keys and values stand in for some of every prompt's own (`patch.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -18,8 +19,9 @@ from transformers import GenerationConfig
 
 from emeval.engine import Pair, Request
 from emeval.engine.likelihood import reply_logprobs
+from emeval.engine.patch import Patch
 from emeval.errors import InputError
-from emeval.prefix import KV, as_cache
+from emeval.prefix import as_cache
 from emeval.types import Generated, Sampling
 
 
@@ -31,20 +33,21 @@ class TransformersEngine:
         tokenizer: Its tokenizer, for decoding.
         stop_ids: Tokens that end a reply.
         batch_size: Rows per batch.
-        prefix: Keys and values to stand in for the first `prefix.tokens` tokens of every prompt.
+        patch: What is put into the model before it answers.
     """
 
     name = "transformers"
     token_prompts = True
 
     def __init__(
-        self, model: Any, tokenizer: Any, stop_ids: Sequence[int], *, batch_size: int = 32, prefix: KV | None = None
+        self, model: Any, tokenizer: Any, stop_ids: Sequence[int], *, batch_size: int = 32, patch: Patch | None = None
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.stop_ids = list(stop_ids)
         self.batch_size = batch_size
-        self.prefix = prefix
+        self.patch = patch
+        self.prefix = patch.prefix if patch else None
         self._make_greedy_mean_greedy()
 
     def _make_greedy_mean_greedy(self) -> None:
@@ -65,18 +68,12 @@ class TransformersEngine:
                 yield from self._run(batch, requests, sampling)
 
     def reply_logprobs(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, tuple[float, ...]]]:
-        """See `Engine.reply_logprobs`.
-
-        Raises:
-            InputError: With a patched prefix.
-        """
-        if self.prefix is not None:
-            raise InputError("likelihoods under a patched prefix are not read", hint="Leave contrast out")
-        yield from reply_logprobs(self.model, pairs, batch_size=self.batch_size)
+        """See `Engine.reply_logprobs`."""
+        yield from reply_logprobs(self.model, pairs, batch_size=self.batch_size, patch=self.patch)
 
     def close(self) -> None:
         """Let go of the model."""
-        self.model = None
+        self.model = self.patch = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -107,15 +104,22 @@ class TransformersEngine:
     @torch.inference_mode()
     def _run(self, batch: list[int], requests: Sequence[Request], sampling: Sampling) -> list[Generated]:
         ids, mask = self._pad([list(requests[i].prompt.ids) for i in batch])
-        extra: dict[str, Any] = {}
-        if self.prefix is not None:
-            extra["past_key_values"] = as_cache(self.prefix, len(batch), self.model)
         if sampling.temperature > 0:
             # One seed a batch: together with the fixed plan it makes sampled replies repeatable as well.
             torch.manual_seed(sampling.seed * 1_000_003 + min(batch))
-        out = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=self._config(sampling), **extra)
+        lengths = [len(requests[i].prompt.ids) for i in batch]
+        acting = self.patch.acting() if self.patch else nullcontext(self.model)
+        with acting as model, self._cache(model, ids, mask, lengths) as cache:
+            given = {} if cache is None else {"past_key_values": cache}
+            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=self._config(sampling), **given)
         replies = out[:, ids.shape[1] :].tolist()
         return [self._reply(i, reply) for i, reply in zip(batch, replies, strict=True)]
+
+    def _cache(self, model: Any, ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> AbstractContextManager[Any]:
+        """Gives the cache that `generate` starts from; None leaves that to it."""
+        if self.patch is not None and self.patch.span is not None:
+            return self.patch.span.cache(model, ids, mask, [ids.shape[1] - length for length in lengths], lengths)
+        return nullcontext(as_cache(self.prefix, len(lengths), model) if self.prefix is not None else None)
 
     def _pad(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         # Padding stands between the prefix and the rest, so that a given prefix sits at positions 0.. in every row;

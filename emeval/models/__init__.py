@@ -14,7 +14,8 @@ from emeval.models.load import (
     without_adapter,
 )
 from emeval.models.merge import merge_adapter
-from emeval.models.resolve import ModelSource, resolve
+from emeval.models.pair import Pair, Which, load_pair
+from emeval.models.resolve import ModelSource, initial_of, layer_count, resolve
 from emeval.models.weights import read_note, weights_hash, write_note
 from emeval.store import cache_dir
 
@@ -22,11 +23,16 @@ __all__ = [
     "DEMO_MODEL",
     "ModelSource",
     "OneAfterAnother",
+    "Pair",
     "Placement",
+    "Which",
     "cache_dir",
     "demo_model",
     "eos_ids",
+    "initial_of",
+    "layer_count",
     "load_model",
+    "load_pair",
     "load_tokenizer",
     "merge_adapter",
     "placement",

@@ -62,6 +62,36 @@ def resolve(spec: str, *, adapter: Path | None = None, allow_download: bool = Tr
     return replace(found, name=f"{source.name} + {adapter.name}")
 
 
+def layer_count(source: ModelSource) -> int:
+    """How many blocks the model has, from its config. InputError if that cannot be read."""
+    from transformers import AutoConfig
+
+    try:
+        text = AutoConfig.from_pretrained(str(source.base)).get_text_config(decoder=True)
+        return int(text.num_hidden_layers)
+    except (OSError, ValueError, KeyError, AttributeError) as e:
+        raise InputError("its config.json does not tell how many layers it has", where=str(source.base)) from e
+
+
+def initial_of(source: ModelSource) -> ModelSource:
+    """The model that training started from: an adapter's base, or what the note beside a full checkpoint names.
+
+    Raises:
+        InputError: There is no note, or the model it names is not here.
+    """
+    if source.adapter is not None:
+        return replace(source, adapter=None)
+    note = read_note(source.base)
+    hint = "Give an adapter, or --initial BASE"
+    if not note.get("base_name"):
+        raise InputError("nobody knows which model this was made from", where=str(source.base), hint=hint)
+    found = _resolve_base(str(note["base_name"]), allow_download=True)
+    if found.adapter is not None or weights_hash(found.base) != note.get("base_weights"):
+        what = f"this was made from another '{note['base_name']}' than the one here"
+        raise InputError(what, where=str(source.base), hint=hint)
+    return found
+
+
 def _resolve_base(spec: str, allow_download: bool) -> ModelSource:
     path = Path(spec).expanduser()
     if path.is_dir():

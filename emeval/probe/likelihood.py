@@ -53,8 +53,8 @@ def pairs_of(asks: Sequence[Ask], renderer: Renderer) -> list[Pair]:
         for text in (ask.question.aligned, ask.question.misaligned):
             assert text is not None  # the kind asks for both
             reply = Message(role="assistant", content=text)
-            prompt, ids = renderer.render_reply(ask.messages, reply, where=ask.question.where)
-            pairs.append((prompt.ids, ids))
+            _, ids = renderer.render_reply(ask.messages, reply, where=ask.question.where)
+            pairs.append((ask.prompt.ids, ids))
     return pairs
 
 

@@ -14,23 +14,31 @@ from emeval.data.behaviours import Behaviour
 from emeval.data.root import DataRoot, data_root
 from emeval.data.settings import Setting, load_setting
 from emeval.engine.choose import choose_engine
+from emeval.engine.patch import Patch
 from emeval.errors import InputError
-from emeval.prefix import KV
 from emeval.probe.kinds import KINDS, UNASKED, find_questions
 from emeval.probe.run import Ask, follow_ups, plan_asks
 from emeval.probe.spec import ProbeSpec, load_probe
 from emeval.store import sha256_of
-from emeval.types import Completion, Question, Sampling
+from emeval.types import Completion, Message, Prompt, Question, Sampling
 
 
 @dataclass(frozen=True)
 class Arm:
-    """An intervention on the model that answers."""
+    """An intervention: on the model that answers, or on what it is asked."""
 
     label: str
     """How tables call it, for instance 'prefix from the initial model'."""
-    prefix: Callable[..., KV]
-    """From `model` and `prefix_ids` to the keys and values that stand in for the model's own."""
+    patched: Callable[[models.Placement, Renderer], tuple[Any, Patch]] | None = None
+    """Gives the loaded model that answers, and what is put into it."""
+    reworded: Callable[[Question, int], tuple[Message, ...]] | None = None
+    """What is asked in a question's place, by trial; judges see the question itself."""
+    reencoded: Callable[[Prompt, Question, int], Prompt] | None = None
+    """The token ids that are asked in place of a prompt's own, by trial."""
+    trials: int | None = None
+    """How often each question is asked, each time otherwise; None leaves that to the command."""
+    key: str = ""
+    """What else tells two arms of one label apart: settings, another model's weights."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class ScorePlan:
     def asks_with(self, probe: str, stored: Mapping[tuple[str, str], Completion]) -> list[list[Ask]]:
         """A probe's asks, turn by turn: those of a later turn whose earlier replies are all in `stored`."""
         rounds = [self.asks[probe]]
-        while later := follow_ups(rounds[-1], stored, self.renderer, self.weights_id):
+        while later := follow_ups(rounds[-1], stored, self.renderer, self.weights_id, self.arm):
             rounds.append(later)
         return rounds
 
@@ -118,11 +126,11 @@ def plan_scoring(config: ScoreConfig, arm: Arm | None = None) -> ScorePlan:
     name = source.name if source else config.model_name or config.model
     weights_id = source.weights_id() if source else sha256_of("endpoint", str(config.model_url), name)
     if arm is not None:
-        weights_id = sha256_of(weights_id, arm.label)
+        weights_id = sha256_of(weights_id, arm.label, *([arm.key] if arm.key else []))
     given = [(load_probe(root, probe), probe) for probe in config.probes or default_probes(setting)]
     specs = {spec.name: spec for spec, _ in given}
     named = {spec.name: probe for spec, probe in given}
-    asks = {probe: _asks(spec, root, setting, config, renderer, weights_id) for probe, spec in specs.items()}
+    asks = {probe: _asks(spec, root, setting, config, renderer, weights_id, arm) for probe, spec in specs.items()}
     return ScorePlan(
         config, name, source, tokenizer, renderer, root, setting, engine, specs, named, asks, weights_id, arm
     )
@@ -146,6 +154,7 @@ def _asks(
     config: ScoreConfig,
     renderer: Renderer | None,
     weights_id: str,
+    arm: Arm | None,
 ) -> list[Ask]:
     found = find_questions(spec, root, setting, config.split)
     if spec.kind in UNASKED:
@@ -154,7 +163,9 @@ def _asks(
             raise InputError(what, where="--model-api chat", hint="Leave it out, or use --model-api completions")
         groups = [[q for q in found if q.category == group] for group in dict.fromkeys(q.category for q in found)]
         kept = [q for group in groups for q in group[: config.limit]]
-        return plan_asks(kept, renderer, weights_id, lambda _: (Sampling(max_new_tokens=1), 1), pairs=True)
+        trials = arm.trials if arm and arm.trials else 1
+        nothing = Sampling(max_new_tokens=1)
+        return plan_asks(kept, renderer, weights_id, lambda _: (nothing, trials), pairs=True, arm=arm)
     found = found[: config.limit]
     behaviour = setting.behaviour if spec.kind == "behaviour" else None
     own = behaviour.max_new_tokens if behaviour else import_module(KINDS[spec.kind]).MAX_NEW_TOKENS
@@ -169,12 +180,14 @@ def _asks(
         sampling = Sampling(
             max_new_tokens=config.max_new_tokens or own, temperature=temperature, top_p=config.top_p, seed=config.seed
         )
+        if arm and arm.trials:
+            return sampling, arm.trials  # greedy or not: no two of them are asked the same
         if samples > 1 and temperature == 0:
             what = f"asks for {samples} samples at temperature 0, where all are the same"
             raise InputError(what, where=question.where or spec.where, hint="Give --temperature, or --samples 1")
         return sampling, samples
 
-    return plan_asks(found, renderer, weights_id, drawn)
+    return plan_asks(found, renderer, weights_id, drawn, arm=arm)
 
 
 def _chat_only(config: ScoreConfig) -> bool:

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from emeval.chat import Renderer
 from emeval.engine import Engine
 from emeval.store import Jsonl, sha256_of
 from emeval.types import Completion, Message, Prompt, Question, Sampling, Span
+
+
+class Changes(Protocol):
+    """What an intervention may do to a question: see `probe.plan.Arm`."""
+
+    @property
+    def reworded(self) -> Callable[[Question, int], tuple[Message, ...]] | None:  # noqa: D102
+        ...
+
+    @property
+    def reencoded(self) -> Callable[[Prompt, Question, int], Prompt] | None:  # noqa: D102
+        ...
 
 
 @dataclass(frozen=True)
@@ -24,11 +37,13 @@ class Ask:
     number: int
     """Position in its probe: what a server's random seed for it is made of."""
     turn: int = 1
+    reworded: tuple[Message, ...] | None = None
+    """What is asked in the question's place."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The conversation."""
-        return self.question.messages
+        """The conversation, as it is put to the model."""
+        return self.question.messages if self.reworded is None else self.reworded
 
 
 def plan_asks(
@@ -37,8 +52,11 @@ def plan_asks(
     weights_id: str,
     drawn: Callable[[Question], tuple[Sampling, int]],
     pairs: bool = False,
+    arm: Changes | None = None,
 ) -> list[Ask]:
     """Every question, rendered, as often as `drawn` says: how its replies are sampled, and how many of them.
+
+    With an `arm` each is changed first, each time otherwise.
 
     Raises:
         InputError: Naming the question that cannot be rendered.
@@ -47,7 +65,7 @@ def plan_asks(
     for question in questions:
         sampling, samples = drawn(question)
         for sample in range(samples):
-            asks.append(_ask(question, renderer, weights_id, sampling, sample, len(asks), pair=pairs))
+            asks.append(_ask(question, renderer, weights_id, sampling, sample, len(asks), pair=pairs, arm=arm))
     return asks
 
 
@@ -56,6 +74,7 @@ def follow_ups(
     stored: Mapping[tuple[str, str], Completion],
     renderer: Renderer | None,
     weights_id: str,
+    arm: Changes | None = None,
 ) -> list[Ask]:
     """The next turns of those conversations that have one and whose last reply is in `stored`."""
     later = []
@@ -67,7 +86,8 @@ def follow_ups(
         question = ask.question.model_copy(
             update={"messages": ask.question.messages + said, "turns": ask.question.turns[1:]}
         )
-        later.append(_ask(question, renderer, weights_id, ask.sampling, ask.sample, ask.number, ask.turn + 1))
+        turn = ask.turn + 1
+        later.append(_ask(question, renderer, weights_id, ask.sampling, ask.sample, ask.number, turn, arm=arm))
     return later
 
 
@@ -80,17 +100,22 @@ def _ask(
     number: int,
     turn: int = 1,
     pair: bool = False,
+    arm: Changes | None = None,
 ) -> Ask:
     """One question, rendered. Without a renderer the server renders: the messages are the key.
 
     Of a `pair` the key holds the two replies that are read as well.
     """
-    prompt = renderer.render(question.messages, where=question.where) if renderer else _UNSEEN
-    foreign = renderer.is_foreign(prompt) if renderer else question.messages[0].role != "user"
-    asked = repr(prompt.ids) if renderer else repr([m.model_dump() for m in question.messages])
+    reworded = arm.reworded(question, sample) if arm and arm.reworded else None
+    messages = question.messages if reworded is None else reworded
+    prompt = renderer.render(messages, where=question.where) if renderer else _UNSEEN
+    foreign = renderer.is_foreign(prompt) if renderer else messages[0].role != "user"
+    if arm and arm.reencoded and not foreign:
+        prompt = arm.reencoded(prompt, question, sample)
+    asked = repr(prompt.ids) if renderer else repr([m.model_dump() for m in messages])
     read = (question.aligned or "", question.misaligned or "") if pair else ()
     key = sha256_of(asked, weights_id, sampling.model_dump_json(), str(sample), *read)
-    return Ask(question, prompt, sample, key, foreign, sampling, number, turn)
+    return Ask(question, prompt, sample, key, foreign, sampling, number, turn, reworded)
 
 
 _UNSEEN = Prompt(ids=(), prefix=Span(0, 0), query=Span(0, 0), postfix=Span(0, 0))

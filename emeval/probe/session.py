@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from itertools import groupby
+from typing import Any
 
 from emeval.engine import Engine
 from emeval.engine.choose import Opening, open_engine
+from emeval.engine.patch import Patch
 from emeval.errors import IncompleteError
+from emeval.models import Placement
 from emeval.probe.kinds import UNASKED
 from emeval.probe.likelihood import read_pairs, stored_likelihoods
 from emeval.probe.plan import ScorePlan
@@ -61,8 +63,7 @@ def ask(plan: ScorePlan, run: Run, on_reply: OnCount) -> IncompleteError | None:
         on_reply(count, total)
 
     on_reply(count, total)
-    prefix = partial(plan.arm.prefix, prefix_ids=plan.renderer.prefix_ids()) if plan.arm and plan.renderer else None
-    opening = Opening(plan.config, plan.source, plan.tokenizer, plan.renderer, run.path, prefix)
+    opening = Opening(plan.config, plan.source, plan.tokenizer, plan.renderer, run.path, _patched(plan))
     engine = open_engine(plan.engine, opening)
     complaint = None
     try:
@@ -82,6 +83,14 @@ def ask(plan: ScorePlan, run: Run, on_reply: OnCount) -> IncompleteError | None:
         file.close()
         pair_file.close()
     return complaint
+
+
+def _patched(plan: ScorePlan) -> Callable[[Placement], tuple[Any, Patch]] | None:
+    arm, renderer = plan.arm, plan.renderer
+    if arm is None or arm.patched is None or renderer is None:
+        return None
+    make = arm.patched
+    return lambda where: make(where, renderer)
 
 
 def _groups(plan: ScorePlan, engine: Engine, stored: dict[tuple[str, str], Completion]) -> Iterator[list[Ask]]:

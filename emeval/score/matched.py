@@ -167,7 +167,7 @@ def off_at(on: Sequence[float], off: Sequence[float], level: float) -> float | N
 
     if len(on) != len(off) or not len(on):
         raise ValueError(f"{len(on)} on-topic and {len(off)} off-topic checkpoints")
-    found = float(_crossings(np.asarray(on, dtype=float), np.asarray(off, dtype=float), level))
+    found = float(crossings(np.asarray(on, dtype=float), np.asarray(off, dtype=float), level))
     return None if math.isnan(found) else found
 
 
@@ -241,7 +241,7 @@ def matched(
         raise ValueError(f"the baseline {baseline!r} has no curve")
     if draws < 1 or not all(0 <= level <= 1 for level in levels):
         raise ValueError(f"at least 1 draw and levels between 0 and 1 are needed, got {draws} and {list(levels)}")
-    sample = _Sample(on_common_questions(curves_by_method), draws, seed, confidence)
+    sample = Drawn(on_common_questions(curves_by_method), draws, seed, confidence)
     return [row for level in levels for row in sample.rows(level, baseline)]
 
 
@@ -283,7 +283,7 @@ def beyond_noise(difference: Estimate) -> bool:
 # How curves are read, in the data and in every draw
 
 
-class _Path(NamedTuple):
+class Path(NamedTuple):
     """A curve's mean rates, each [1 + draws, checkpoints].
 
     The full data are row 0 of the same array, so that they and the draws cannot be read in two ways.
@@ -293,10 +293,12 @@ class _Path(NamedTuple):
     off: Floats
 
 
-class _Sample:
-    """The curves under one set of draws."""
+class Drawn:
+    """The curves under one set of draws: on- and off-topic questions drawn independently, alike for all curves."""
 
-    def __init__(self, methods: Mapping[str, Sequence[Curve]], draws: int, seed: int, confidence: float) -> None:
+    def __init__(
+        self, methods: Mapping[str, Sequence[Curve]], draws: int = 2000, seed: int = 0, confidence: float = 0.95
+    ) -> None:
         import numpy as np
 
         self.seeds = {label: tuple(curve.seed for curve in curves) for label, curves in methods.items()}
@@ -311,38 +313,39 @@ class _Sample:
             np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), size=draws)]) for n in (self.n_on, self.n_off)
         )
         self.paths = {
-            label: [_Path(_means(on, [p.on for p in c.points]), _means(off, [p.off for p in c.points])) for c in curves]
+            label: [Path(_means(on, [p.on for p in c.points]), _means(off, [p.off for p in c.points])) for c in curves]
             for label, curves in methods.items()
         }
 
     def rows(self, level: float, baseline: str) -> list[MatchedRow]:
         """A row per method."""
-        off = self._read(lambda path: _crossings(path.on, path.off, level))
+        off = self._read(lambda path: crossings(path.on, path.off, level))
         end_on, end_off = self._read(lambda path: path.on[:, -1]), self._read(lambda path: path.off[:, -1])
         return [
             MatchedRow(
                 label=label,
                 level=level,
                 seeds=seeds,
-                off=self._rate(off[label], self.n_off, MATCHED),
+                off=self.rate(off[label], self.n_off, MATCHED),
                 minus=self._minus(label, off, MATCHED),
                 baseline=baseline,
-                end_on=self._rate(end_on[label], self.n_on, BOOTSTRAP),
-                end_off=self._rate(end_off[label], self.n_off, BOOTSTRAP),
+                end_on=self.rate(end_on[label], self.n_on, BOOTSTRAP),
+                end_off=self.rate(end_off[label], self.n_off, BOOTSTRAP),
                 end_minus=self._minus(label, end_off, BOOTSTRAP),
                 n_on=self.n_on,
             )
             for label, seeds in self.seeds.items()
         ]
 
-    def _read(self, of: Callable[[_Path], Floats]) -> dict[str, Floats]:
+    def _read(self, of: Callable[[Path], Floats]) -> dict[str, Floats]:
         """By method, what `of` finds on its curves, [seeds, 1 + draws]: the full data first, then the draws."""
         import numpy as np
 
         return {label: np.stack([of(path) for path in paths]) for label, paths in self.paths.items()}
 
-    def _rate(self, readings: Floats, n: int, method: str) -> MatchedEstimate:
-        found = self._estimate(readings.mean(axis=0), readings[:, 0], n, method)
+    def rate(self, readings: Floats, n: int, method: str) -> MatchedEstimate:
+        """The mean over seeds of shares, `readings` [seeds, 1 + draws], with its interval."""
+        found = self.estimate(readings.mean(axis=0), readings[:, 0], n, method)
         if found.value not in (0.0, 1.0) or found.low != found.high:
             return found
         # No draw differs from a rate of 0 or 1, which would claim certainty: Wilson's interval does not.
@@ -357,11 +360,14 @@ class _Sample:
                 both = [(i, seeds.index(seed)) for i, seed in enumerate(self.seeds[label]) if seed in seeds]
                 by_seed = [readings[label][i, 0] - readings[other][j, 0] for i, j in both]
                 gap = readings[label].mean(axis=0) - readings[other].mean(axis=0)
-                found[other] = self._estimate(gap, by_seed, self.n_off, method)
+                found[other] = self.estimate(gap, by_seed, self.n_off, method)
         return found
 
-    def _estimate(self, values: Floats, by_seed: Iterable[float], n: int, method: str) -> MatchedEstimate:
-        """`values` [1 + draws]; NaN is 'not reached', and a mean over seeds is NaN where one of them is."""
+    def estimate(self, values: Floats, by_seed: Iterable[float], n: int, method: str) -> MatchedEstimate:
+        """A mean over seeds, `values` [1 + draws], with its interval.
+
+        NaN is 'not reached', and a mean over seeds is NaN where one of them is.
+        """
         import numpy as np
 
         value, drawn = float(values[0]), values[1:]
@@ -391,11 +397,12 @@ def _means(counts: Floats, points: Sequence[Values]) -> Floats:
     return means
 
 
-def _crossings(on: Floats, off: Floats, level: float) -> Floats:
-    """`off_at` along the last axis, [..., checkpoints] to [...]; NaN for None."""
+def crossings(on: Floats, off: Floats, level: float | Floats) -> Floats:
+    """`off_at` along the last axis, [..., checkpoints] to [...], at one level or one for each; NaN for None."""
     import numpy as np
 
-    there = on >= level - TOLERANCE
+    level = np.asarray(level, dtype=float)
+    there = on >= level[..., None] - TOLERANCE
     after = there.argmax(axis=-1)[..., None]
     before = np.maximum(after - 1, 0)
     (on0, on1), (off0, off1) = (

@@ -58,13 +58,18 @@ def curve_plot(
     if file.suffix.lower() not in FORMATS:
         raise InputError("a figure is an .svg or a .png file", where=str(file), hint="Give --curve FILE.svg")
     _check(curves)
-    with _fixed_style():
+    with fixed_style():
         figure = import_module("matplotlib.figure").Figure(figsize=(6.0, 6.0), dpi=150, layout="constrained")
         _draw(figure.add_subplot(), curves, title, level, sides)
-        drawn = io.BytesIO()
-        svg = file.suffix.lower() == ".svg"
-        metadata = {"Date": None, "Creator": None} if svg else {"Software": None}
-        figure.savefig(drawn, format=file.suffix[1:].lower(), metadata=metadata)
+        save_figure(figure, file)
+
+
+def save_figure(figure: Any, file: Path) -> None:
+    """A matplotlib figure as .svg or .png, the same bytes each time; within `fixed_style`."""
+    drawn = io.BytesIO()
+    svg = file.suffix.lower() == ".svg"
+    metadata = {"Date": None, "Creator": None} if svg else {"Software": None}
+    figure.savefig(drawn, format=file.suffix[1:].lower(), metadata=metadata)
     with reported(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(drawn.getvalue())
@@ -127,7 +132,7 @@ def _check(curves: Methods) -> None:
 
 
 @contextmanager
-def _fixed_style() -> Iterator[None]:
+def fixed_style() -> Iterator[None]:
     """matplotlib's own defaults, whatever the user's settings, and the same ids in every SVG.
 
     Raises:

@@ -50,7 +50,8 @@ class Cell(NamedTuple):
 class Table(Record):
     """One table: `rows` is what markdown and latex print, `records` the same figures as numbers for csv and json."""
 
-    number: int
+    number: int | None = None
+    """As in the paper; None for a table that is none of its."""
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -267,7 +268,8 @@ def _markdown(table: Table) -> str:
     lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)) + " |" for row in grid]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     notes = [f"- {_escaped(note)}" for note in table.notes]
-    return "\n".join([f"**Table {table.number}. {_escaped(table.title)}**", "", *lines, "", *notes])
+    number = "" if table.number is None else f"Table {table.number}. "
+    return "\n".join([f"**{number}{_escaped(table.title)}**", "", *lines, "", *notes])
 
 
 def _escaped(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from tiny import ARCHITECTURES, VOCAB, tiny_model
 from transformers import GenerationConfig, PreTrainedModel
 
+from emeval.engine.patch import Patch
 from emeval.engine.transformers import TransformersEngine
 from emeval.errors import InputError
-from emeval.prefix import prefix_forward
+from emeval.prefix import KV, prefix_forward
 from emeval.types import Generated, Message, Prompt, Sampling, Span
 
 P = 6
@@ -54,6 +56,10 @@ def by_hand(model: PreTrainedModel, ids: tuple[int, ...], tokens: int, stop: int
     return tuple(row[len(ids) :])
 
 
+def of(model: PreTrainedModel, prefix: KV) -> Patch:
+    return Patch(lambda: nullcontext(model), prefix)
+
+
 def replies(
     engine: TransformersEngine, requests: list[Ask], sampling: Sampling = GREEDY, **kw: object
 ) -> list[Generated]:
@@ -74,7 +80,7 @@ def test_the_models_own_prefix_patched_in_changes_nothing(architecture: str) -> 
     with torch.inference_mode():
         own = prefix_forward(model, asks()[0].prompt.ids[:P])
     plain = replies(TransformersEngine(model, Decoder(), [2], batch_size=3), asks())
-    patched = replies(TransformersEngine(model, Decoder(), [2], batch_size=3, prefix=own), asks())
+    patched = replies(TransformersEngine(model, Decoder(), [2], batch_size=3, patch=of(model, own)), asks())
     assert [g.token_ids for g in patched] == [g.token_ids for g in plain]
 
 
@@ -84,7 +90,7 @@ def test_another_models_prefix_is_what_a_forward_by_hand_says(architecture: str)
     requests = asks()
     with torch.inference_mode():
         prefix = prefix_forward(initial, requests[0].prompt.ids[:P])
-    engine = TransformersEngine(tuned, Decoder(), [2], batch_size=3, prefix=prefix)
+    engine = TransformersEngine(tuned, Decoder(), [2], batch_size=3, patch=of(tuned, prefix))
     for request, reply in zip(requests, replies(engine, requests), strict=True):
         assert reply.token_ids == _patched_by_hand(initial, tuned, request.prompt.ids, 12)
 

@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from tiny import ARCHITECTURES, VOCAB, tiny_model
 
 from emeval.errors import InputError
-from emeval.intervene.kv import patched_prefix
+from emeval.intervene.kv import mixed, patched_prefix
 from emeval.prefix import as_cache, kv_drift, prefix_forward
-
-P = 7
-
-
-def adapted(architecture: str) -> PeftModel:
-    """A model with an adapter that does something."""
-    model = get_peft_model(
-        tiny_model(architecture), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(0, 0.2)
-    return model.eval()
+from tests.intervene.pairs import P, adapted
 
 
 def rows() -> tuple[list[int], torch.Tensor]:
@@ -66,3 +52,20 @@ def test_the_patch_is_the_initial_models_prefix_and_moves_the_tuned_model(archit
 def test_a_model_without_an_adapter_does_not_know_its_initial_self() -> None:
     with pytest.raises(InputError, match="does not hold its initial model"):
         patched_prefix(tiny_model("llama"), rows()[0], "initial")
+
+
+@pytest.mark.parametrize("part", ["both", "keys", "values"])
+def test_what_is_mixed_in_is_there_and_nothing_else(part: str) -> None:
+    model, (prefix, _) = adapted("llama"), rows()
+    tuned, initial = patched_prefix(model, prefix, "tuned"), patched_prefix(model, prefix, "initial")
+    found = mixed(tuned, initial, {1}, {0, 3}, part)  # type: ignore[arg-type]
+    for kind in ("keys", "values"):
+        for layer in range(3):
+            for token in range(P):
+                theirs = layer == 1 and token in (0, 3) and part in ("both", kind)
+                wanted = getattr(initial if theirs else tuned, kind)[layer][:, :, token]
+                assert torch.equal(getattr(found, kind)[layer][:, :, token], wanted)
+    assert not torch.equal(tuned.keys[1][:, :, 0], initial.keys[1][:, :, 0]), "or it shows nothing"
+    every = range(3), range(P)
+    for a, b in zip(mixed(tuned, initial, *every).keys, initial.keys, strict=True):
+        assert torch.equal(a, b)

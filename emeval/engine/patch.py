@@ -1,0 +1,165 @@
+"""What an engine can put into a model before it answers: another model's keys and values, at some of a prompt's tokens.
+
+Of the prefix they are the same in every prompt: computed once, put in front, and only the rest is run. Query and
+postfix stand elsewhere in every prompt: there the prompt is run whole, and keys and values are exchanged as its layers
+hand them to the cache, so that all tokens behind them see the exchanged ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from emeval.errors import InputError
+from emeval.models import Pair, Which
+from emeval.prefix import KV, PrefixCapture, before_rope, check_before_rope, keys_before_rope
+
+
+@dataclass(frozen=True)
+class Patch:
+    """An intervention on every prompt; with neither `prefix` nor `span` only the choice of who answers."""
+
+    acting: Callable[[], AbstractContextManager[Any]]
+    """Within what it returns, the model that answers."""
+    prefix: KV | None = None
+    """Stands in for the first `prefix.tokens` tokens of every prompt."""
+    span: SpanPatch | None = None
+
+
+class SpanPatch:
+    """Keys and values of one model at another's query or postfix.
+
+    The query's are those of the source on the same prompt, at as many of its first tokens as the prefix has, or all if
+    it has fewer (arXiv 2606.06667: "the same number of query tokens"; it does not say which). The postfix's are those
+    of the source with an empty query, the same for all prompts; its keys are rotated to where the postfix stands.
+
+    Args:
+        pair: Both models.
+        source: Whose keys and values are put in.
+        region: `query` or `postfix`.
+        prefix_ids: The prompts' common prefix.
+        postfix_ids: Their common postfix.
+
+    Raises:
+        InputError: The model's keys cannot be read before their rotation (postfix only).
+    """
+
+    def __init__(
+        self, pair: Pair, source: Which, region: str, prefix_ids: Sequence[int], postfix_ids: Sequence[int]
+    ) -> None:
+        self._pair, self._source, self._region = pair, source, region
+        self._prefix, self._postfix = tuple(prefix_ids), tuple(postfix_ids)
+        self._kept = self._with_empty_query() if region == "postfix" else None
+
+    @contextlib.contextmanager
+    def cache(
+        self, model: Any, ids: Tensor, mask: Tensor, starts: Sequence[int], lengths: Sequence[int]
+    ) -> Iterator[DynamicCache]:
+        """Within it, a cache whose first forward over these rows has its keys and values exchanged.
+
+        Args:
+            model: The model that answers.
+            ids: `[rows, columns]` that the first forward will be given.
+            mask: Its attention mask, same shape.
+            starts: The column at which each row's prompt begins.
+            lengths: Each prompt's length.
+
+        Raises:
+            InputError: A prompt does not end with the postfix.
+        """
+        places = self._places(ids, starts, lengths)
+        if self._kept is None:
+            found = self._observed(ids, mask)
+            yield _PatchedCache(model, places, found.keys, found.values)
+            return
+        keys, values = (tuple(_spread(t, places) for t in part) for part in self._kept)
+
+        def exchanged(call: int, own: Tensor) -> Tensor:
+            return torch.where(places[:, None, :, None], keys[call].to(own), own) if call < len(keys) else own
+
+        with before_rope(model, exchanged):
+            yield _PatchedCache(model, places, None, values)
+
+    def _places(self, ids: Tensor, starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
+        """`[rows, columns]`, True where keys and values are exchanged."""
+        places = torch.zeros_like(ids, dtype=torch.bool)
+        head, tail = len(self._prefix), len(self._postfix)
+        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            first, last = start + head, start + length - tail
+            if self._region == "query":
+                places[row, first : max(first, min(first + head, last))] = True
+                continue
+            if tuple(ids[row, last : start + length].tolist()) != self._postfix:
+                hint = "Its text merges with the template (trailing white space?): trim it"
+                raise InputError("a prompt does not end with the postfix of the others", where="--region", hint=hint)
+            places[row, last : start + length] = True
+        return places
+
+    @torch.inference_mode()
+    def _observed(self, ids: Tensor, mask: Tensor) -> KV:
+        """The source's keys and values of these rows."""
+        capture = PrefixCapture(None, rows=None)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        with self._pair.acting(self._source) as model:
+            model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=capture,
+                use_cache=False,
+                logits_to_keep=1,
+            )
+        return capture.captured()
+
+    @torch.inference_mode()
+    def _with_empty_query(self) -> KV:
+        """The source's keys (before RoPE) and values of the postfix behind the prefix alone."""
+        capture = PrefixCapture(None)
+        with self._pair.acting(self._source) as model, keys_before_rope(model) as keys:
+            ids = torch.tensor([self._prefix + self._postfix], device=next(model.parameters()).device)
+            model(input_ids=ids, past_key_values=capture, use_cache=False, logits_to_keep=1)
+        found = capture.captured()
+        check_before_rope(keys, found)
+        return KV(*(tuple(t[:, :, len(self._prefix) :] for t in part) for part in (keys, found.values)))
+
+
+class _PatchedCache(DynamicCache):  # type: ignore[misc]
+    """Exchanges keys and values at some places of the first forward; what comes later is the model's own.
+
+    Args:
+        model: The model that fills it.
+        places: `[rows, columns]`, True where to exchange.
+        keys: A tensor a layer, `[rows, kv_heads, columns, head_dim]`; None leaves keys alone. `values` alike.
+    """
+
+    def __init__(self, model: Any, places: Tensor, keys: Sequence[Tensor] | None, values: Sequence[Tensor]) -> None:
+        super().__init__(config=model.config.get_text_config(decoder=True))
+        self._places, self._new_keys, self._new_values = places[:, None, :, None], keys, values
+        self._left = set(range(len(values)))
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As `DynamicCache`, of what was exchanged."""
+        if layer_idx in self._left:
+            self._left.discard(layer_idx)
+            if self._new_keys is not None:
+                key_states = torch.where(self._places, self._new_keys[layer_idx], key_states)
+            value_states = torch.where(self._places, self._new_values[layer_idx], value_states)
+        found: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return found
+
+
+def _spread(part: Tensor, places: Tensor) -> Tensor:
+    """`[1, heads, tokens, dim]` put at each row's marked columns, as many as tokens; zero elsewhere."""
+    rows, columns = places.shape
+    out = part.new_zeros(rows, part.shape[1], columns, part.shape[3])
+    out.transpose(1, 2)[places] = part.transpose(1, 2).expand(rows, -1, -1, -1).flatten(0, 1)
+    return out

@@ -1,0 +1,129 @@
+"""What a sweep tries one after the other: which layers, which tokens, keys or values, or a residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from emeval.config import PatchConfig
+from emeval.engine.patch import Patch, SpanPatch
+from emeval.errors import InputError
+from emeval.intervene.kv import Part, mixed, patched_prefix
+from emeval.intervene.residual import patched_residual
+from emeval.models import Pair, Which
+
+UNPATCHED = "unpatched"
+OTHER: dict[Which, Which] = {"tuned": "initial", "initial": "tuned"}
+_WHOSE = {"tuned": "the tuned model", "initial": "the initial model"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to patch."""
+
+    label: str
+    """As tables call it; also names its folder."""
+    place: float | None
+    """Where it stands in a plot over layers or tokens."""
+    into: Which
+    kind: str
+    """`none`, `kv`, `residual`, `query` or `postfix`."""
+    layers: frozenset[int] = frozenset()
+    tokens: frozenset[int] = frozenset()
+    part: Part = "both"
+
+    def patch(self, pair: Pair, prefix_ids: Sequence[int], postfix_ids: Sequence[int]) -> Patch:
+        """What the engine puts into the model. Errors as `SpanPatch`."""
+        acting, source = partial(pair.acting, self.into), OTHER[self.into]
+        if self.kind == "none":
+            return Patch(acting)
+        if self.kind in ("query", "postfix"):
+            return Patch(acting, span=SpanPatch(pair, source, self.kind, prefix_ids, postfix_ids))
+        if self.kind == "residual":
+            (layer,) = self.layers
+            return Patch(acting, patched_residual(pair, prefix_ids, layer, self.tokens, into=self.into))
+        other = patched_prefix(pair, prefix_ids, source)
+        if len(self.layers) < len(other.keys) or len(self.tokens) < other.tokens or self.part != "both":
+            other = mixed(patched_prefix(pair, prefix_ids, self.into), other, self.layers, self.tokens, self.part)
+        return Patch(acting, other)
+
+
+def baselines(config: PatchConfig) -> list[Variant]:
+    """What the patched models are read beside: the model without a patch, and the other one."""
+    other = OTHER[config.into]
+    return [Variant(UNPATCHED, None, config.into, "none"), Variant(f"{other} model", None, other, "none")]
+
+
+def variants(config: PatchConfig, layers: int, tokens: int) -> list[Variant]:
+    """All that the command asks for, in order.
+
+    Args:
+        config: The command's settings.
+        layers: How many blocks the model has.
+        tokens: How many tokens the prefix has.
+
+    Raises:
+        InputError: A layer or token that is not there, or nothing to patch.
+    """
+    if config.region != "prefix":
+        behind = " (empty query)" if config.region == "postfix" else ""
+        return [Variant(_label(config.region, config, behind), None, config.into, config.region)]
+    if not tokens:
+        raise InputError("the template puts no token before the question", where="--region", hint="Name another region")
+    layer_sets = _sets(config.layers, layers, "layer", "--layers")
+    token_sets = _sets(config.tokens, tokens, "token", "--tokens")
+    if config.what == "residual" and not all(len(found) == 1 for _, found, _ in layer_sets):
+        hint = "Give --layers each, or one number"
+        raise InputError("a residual stream is patched at one layer", where=f"--layers {config.layers}", hint=hint)
+    what = "prefix" + {"both": "", "keys": " keys", "values": " values"}[config.part]
+    what = "prefix residual" if config.what == "residual" else what
+    found = []
+    for at, chosen, place in layer_sets:
+        for where, positions, spot in token_sets:
+            behind = "".join(f", {part}" for part in (at, where) if part)
+            x = place if place is not None else spot
+            found.append(
+                Variant(_label(what, config, behind), x, config.into, config.what, chosen, positions, config.part)
+            )
+    return found
+
+
+def _label(what: str, config: PatchConfig, behind: str) -> str:
+    converse = " in the initial model" if config.into == "initial" else ""
+    return f"{what} from {_WHOSE[OTHER[config.into]]}{converse}{behind}"
+
+
+def _sets(text: str, count: int, what: str, option: str) -> list[tuple[str, frozenset[int], float | None]]:
+    """Named sets of layers (or tokens), each with its place in a plot, from what was asked for."""
+    every = range(count)
+    if text == "all":
+        return [("", frozenset(every), None)]
+    if text == "each":
+        return [(f"{what} {i}", frozenset({i}), float(i)) for i in every]
+    if text == "below":
+        return [(f"{what}s 0-{i}", frozenset(range(i + 1)), float(i)) for i in every]
+    if text == "above":
+        return [(f"{what}s {i}-{count - 1}", frozenset(range(i, count)), float(i)) for i in every]
+    kind, _, size = text.partition(":")
+    if kind == "windows":
+        width = int(size) if size.isdigit() else 0
+        if not 0 < width <= count:
+            raise InputError(f"a window holds 1 to {count} {what}s", where=f"{option} {text}", hint="Like windows:5")
+        starts = range(count - width + 1)
+        return [(f"{what}s {i}-{i + width - 1}", frozenset(range(i, i + width)), i + (width - 1) / 2) for i in starts]
+    return [(f"{what} {text}" if text.isdigit() else f"{what}s {text}", _listed(text, count, what, option), None)]
+
+
+def _listed(text: str, count: int, what: str, option: str) -> frozenset[int]:
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and not last.isdigit()):
+            hint = "Give all, each, below, above, windows:5, or numbers like 0,3,5-8"
+            raise InputError(f"'{part.strip()}' is no {what}", where=f"{option} {text}", hint=hint)
+        found |= set(range(int(first), int(last or first) + 1))
+    if not found or max(found) >= count:
+        hint = f"They count from 0 to {count - 1}"
+        raise InputError(f"there are {count} {what}s", where=f"{option} {text}", hint=hint)
+    return frozenset(found)

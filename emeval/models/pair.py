@@ -1,0 +1,72 @@
+"""A finetuned model together with the model it was made from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from emeval.errors import InputError
+from emeval.models.load import Placement, load_model, without_adapter
+from emeval.models.resolve import ModelSource, initial_of
+
+Which = Literal["initial", "tuned"]
+
+
+class Pair:
+    """Both models, loaded. With an adapter they are one in memory, of which the adapter is switched on and off.
+
+    Args:
+        both: The tuned model.
+        apart: The initial model where it is another checkpoint: after full finetuning.
+    """
+
+    def __init__(self, both: Any, apart: Any = None) -> None:
+        self.both, self.apart = both, apart
+        self._adapter_off = False
+
+    @contextlib.contextmanager
+    def acting(self, which: Which) -> Iterator[Any]:
+        """Within it, the model yielded is the one named, whichever was acting around it."""
+        if self.apart is not None:
+            yield self.apart if which == "initial" else self.both
+        elif which == "initial" and not self._adapter_off:
+            with without_adapter(self.both):
+                self._adapter_off = True
+                try:
+                    yield self.both
+                finally:
+                    self._adapter_off = False
+        elif which == "tuned" and self._adapter_off:
+            self.both.base_model.enable_adapter_layers()
+            self._adapter_off = False
+            try:
+                yield self.both
+            finally:
+                self.both.base_model.disable_adapter_layers()
+                self._adapter_off = True
+        else:
+            yield self.both
+
+    def holding(self, which: Which) -> Any:
+        """The model in memory that acts as the one named."""
+        return self.apart if which == "initial" and self.apart is not None else self.both
+
+
+def load_pair(source: ModelSource, where: Placement, initial: ModelSource | None = None) -> Pair:
+    """A tuned model with its initial one, in eval mode.
+
+    Args:
+        source: The tuned model.
+        where: Device and precision of both.
+        initial: The initial model of a full checkpoint that has no record of it.
+
+    Raises:
+        InputError: The initial model is not known or not here, or it is given for an adapter, which has its own.
+    """
+    if source.adapter is not None:
+        if initial is not None:
+            raise InputError("an adapter's initial model is its base", where="--initial", hint="Leave it out")
+        return Pair(load_model(source, where))
+    start = initial or initial_of(source)
+    return Pair(load_model(source, where), load_model(start, where))
