@@ -12,35 +12,26 @@ import secrets
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from pydantic import SecretStr
 
 from emeval.engine import Pair, Request
 from emeval.engine.endpoint import EndpointEngine
-from emeval.engine.launch import (
-    ADAPTER,
-    BASE,
-    VllmInfo,
-    free_port,
-    http_status,
-    last_error,
-    probe_python,
-    server_command,
-    server_env,
-)
-from emeval.errors import EmevalError
-from emeval.guard import Guarded
+from emeval.engine.launch import ADAPTER, BASE, VllmInfo, probe_python, server_command, server_env
+from emeval.engine.patched import PatchedPrefix, PatchFolder
+from emeval.engine.server import Server
+from emeval.errors import EmevalError, InputError
 from emeval.models import merge_adapter
 from emeval.types import Generated, Sampling
 
 T = TypeVar("T")
 
-__all__ = ["VllmEngine", "VllmInfo", "probe_python"]
+__all__ = ["PatchedPrefix", "VllmEngine", "VllmInfo", "probe_python"]
 
 
 class VllmEngine:
@@ -52,16 +43,18 @@ class VllmEngine:
             adapter decoding is slow).
         python: Interpreter that has vLLM.
         dtype: "auto" is float32 on CPU and bfloat16 on CUDA; else a name vLLM knows.
-        log_dir: Gets `vllm.log`, and the merged copy while the engine lives.
+        log_dir: Gets `vllm.log`, and while the engine lives the merged copy and the patched prefix.
         max_model_len: Tokens of prompt and reply together; None takes what the model allows and memory holds.
         gpu_memory_utilization: Share of the GPU's memory to take, 0 to 1.
         startup_timeout: Seconds until the server must answer.
         concurrency: Requests in flight; None is 32 on CPU and 256 on CUDA.
         stop_token_ids: Ids that end a reply, besides those of the checkpoint.
         tensor_parallel: GPUs to spread the model over.
+        prefix: Answer with another model's keys and values at these first tokens of every prompt that starts with them
+            (`PatchedPrefix.covers`). That model is served first, to save them, and ended. A second start, then.
 
     Raises:
-        InputError: If the interpreter has no vLLM, or the adapter is none.
+        InputError: If the interpreter has no vLLM, the adapter is none, or a patched prefix is asked of several GPUs.
         EmevalError: If the server does not start; says why and names the log. Nothing is left running.
     """
 
@@ -82,40 +75,43 @@ class VllmEngine:
         concurrency: int | None = None,
         stop_token_ids: Sequence[int] = (),
         tensor_parallel: int = 1,
+        prefix: PatchedPrefix | None = None,
     ) -> None:
+        if prefix is not None and tensor_parallel > 1:
+            raise InputError("a patched prefix is served by one GPU only", hint="Leave tensor parallelism out")
         info = probe_python(python)
-        dtype = ("bfloat16" if info.cuda else "float32") if dtype == "auto" else dtype
         self.log = Path(log_dir) / "vllm.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.key = SecretStr(secrets.token_urlsafe(32))
         self._owner = os.getpid()
-        self._server: Guarded | None = None
-        self._merged: Path | None = None
+        self._server: Server | None = None
+        self._folders: list[Path] = []
+        self._prefix = prefix
+        self._dtype = ("bfloat16" if info.cuda else "float32") if dtype == "auto" else dtype
+        self._merges = not info.cuda
+        self._command = partial(
+            server_command,
+            python,
+            info=info,
+            dtype=self._dtype,
+            max_model_len=max_model_len,
+            gpu_memory_utilization=gpu_memory_utilization,
+            tensor_parallel=tensor_parallel,
+        )
+        self._env = partial(server_env, python, info, self.key, tensor_parallel)
+        self._timeout = startup_timeout
         atexit.register(self.close)
         try:
-            model = Path(model_path)
-            if adapter is not None and not info.cuda:
-                # Named so that a run folder is swept of it after a SIGKILL (`store.Run.locked`).
-                self._merged = Path(tempfile.mkdtemp(prefix=".merged.", suffix=".part", dir=self.log.parent))
-                model, adapter = merge_adapter(model, adapter, self._merged, dtype=dtype), None
-            command = server_command(
-                python,
-                model,
-                info,
-                dtype=dtype,
-                adapter=adapter,
-                max_model_len=max_model_len,
-                gpu_memory_utilization=gpu_memory_utilization,
-                tensor_parallel=tensor_parallel,
-            )
-            env = server_env(python, info, self.key, tensor_parallel)
-            self._port = self._start(command, env, startup_timeout)
+            patch = self._saved(prefix) if prefix is not None else None
+            self._server, model = self._serve(model_path, adapter, patch, "load")
+            if patch is not None:
+                patch.check(self._server, model)
         except BaseException:
             self.close()
             raise
         self._client = EndpointEngine(
-            f"http://127.0.0.1:{self._port}",
-            ADAPTER if adapter is not None else BASE,
+            f"http://127.0.0.1:{self._server.port}",
+            model,
             key=self.key,
             concurrency=concurrency or (256 if info.cuda else 32),
             stop_token_ids=stop_token_ids,
@@ -149,26 +145,33 @@ class VllmEngine:
         yield from self._watched(self._client.generate(requests, sampling, skip))
 
     def reply_logprobs(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, tuple[float, ...]]]:
-        """See `Engine.reply_logprobs`. Errors as `generate`."""
+        """See `Engine.reply_logprobs`; under a patched prefix too. Errors as `generate`.
+
+        Raises:
+            InputError: If a prompt is a patched prefix and nothing more: the reply's first token is predicted at the
+                prefix's last, which is not computed.
+        """
+        if self._prefix is not None and any(tuple(prompt) == self._prefix.ids for prompt, _ in pairs):
+            raise InputError("the prompt is the patched prefix alone", hint="Ask for what follows a question")
         yield from self._watched(self._client.reply_logprobs(pairs))
 
     def _watched(self, answers: Iterator[T]) -> Iterator[T]:
+        assert self._server is not None
         try:
             yield from answers
         except EmevalError:
-            if http_status(self._port, "/health") is None:
-                raise self._failure("the vLLM server stopped answering") from None
+            if not self._server.alive():
+                raise self._server.failure("the vLLM server stopped answering") from None
             raise
 
     def close(self) -> None:
-        """End the server's whole process group and remove the merged copy. Safe to call twice."""
+        """End the server's whole process group and remove what was written for it. Safe to call twice."""
         if os.getpid() != self._owner:
             return  # a forked child that runs our atexit hooks
         atexit.unregister(self.close)
         if self._server is not None:
             self._server.end()
-        if self._merged is not None:
-            shutil.rmtree(self._merged, ignore_errors=True)
+        self._remove_folders()
 
     def __enter__(self) -> Self:
         return self
@@ -178,43 +181,38 @@ class VllmEngine:
     ) -> None:
         self.close()
 
-    def _start(self, command: list[str], env: dict[str, str], timeout: float) -> int:
-        """Start the server and wait until it answers; returns its port."""
-        for last_try in (False, True):
-            port = free_port()
-            with self.log.open("ab") as log:
-                self._log_start = log.tell()
-                self._server = Guarded([*command, "--port", str(port)], env, log)
-            if self._answers(self._server, port, time.monotonic() + timeout):
-                return port
-            alive = self._server.running()
-            self._server.end()
-            if alive:
-                raise self._failure(f"vLLM did not answer within {timeout:g} s")
-            # Between our look at the port and the server's another process may have taken it.
-            if last_try or "address already in use" not in self._log_text().lower():
-                break
-        raise self._failure("vLLM did not start")
+    def _saved(self, prefix: PatchedPrefix) -> PatchFolder:
+        """The source's keys and values of the prefix, from a server of its own that has gone again."""
+        patch = PatchFolder(self._temporary("prefix"), prefix.ids)
+        self._server, model = self._serve(prefix.base, prefix.adapter, patch, "save")
+        patch.save(self._server, model)
+        self._server.end()
+        self._remove_folders(but=patch.path)
+        return patch
 
-    def _answers(self, server: Guarded, port: int, deadline: float) -> bool:
-        """Wait for the server; False if it ended or the time is up.
+    def _serve(
+        self,
+        model: str | Path,
+        adapter: str | Path | None,
+        patch: PatchFolder | None,
+        mode: Literal["save", "load"],
+    ) -> tuple[Server, str]:
+        """A started server, and the name it serves the model under."""
+        if adapter is not None and self._merges:
+            model = merge_adapter(model, adapter, self._temporary("merged"), dtype=self._dtype)
+            adapter = None
+        command = self._command(model=Path(model), adapter=adapter)
+        env = self._env()
+        if patch is not None:
+            command, env = [*command, *patch.options(mode)], env | patch.env()
+        return Server(command, env, self.key, self.log, self._timeout), ADAPTER if adapter is not None else BASE
 
-        Another program may sit on the port, another vLLM even: ours is the one that opens to our key, and only to it.
-        """
-        while server.running() and time.monotonic() < deadline:
-            if (
-                http_status(port, "/health") == 200
-                and http_status(port, "/v1/models") == 401
-                and http_status(port, "/v1/models", self.key) == 200
-            ):
-                return True
-            time.sleep(0.2)
-        return False
+    def _temporary(self, name: str) -> Path:
+        # Named so that a run folder is swept of it after a SIGKILL (`store.Run.locked`).
+        self._folders.append(Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=self.log.parent)))
+        return self._folders[-1]
 
-    def _log_text(self) -> str:
-        with self.log.open("rb") as log:
-            log.seek(self._log_start)
-            return log.read().decode(errors="replace")
-
-    def _failure(self, what: str) -> EmevalError:
-        return EmevalError(f"{what}: {last_error(self._log_text())}", hint=f"The whole log is {self.log}")
+    def _remove_folders(self, but: Path | None = None) -> None:
+        for folder in self._folders:
+            if folder != but:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -16,11 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from emeval.engine import vllm
+from emeval.engine import server, vllm
 from emeval.engine.endpoint import EndpointEngine
-from emeval.engine.launch import free_port
+from emeval.engine.launch import free_port, http_status
 from tests.cli.conftest import Done, Emeval
-from tests.engine.test_vllm_server import STAND_IN
+from tests.engine.conftest import STAND_IN
 from tests.faults import INTERRUPTED, REPOSITORY, litter
 
 TRAIN = ("--setting", "refusal", "--steps", 4, "--batch-size", 2, "--rank", 16, "--train-size", 4, "--save-every", 2)
@@ -148,7 +148,7 @@ def mortal(port: int, replies: int) -> Iterator[None]:
     """A server that dies at the request after so many replies."""
     with subprocess.Popen([sys.executable, "-IS", "-c", MORTAL, str(port), str(replies)]) as server:
         deadline = time.monotonic() + 10
-        while vllm.http_status(port, "/v1/models") != 200 and time.monotonic() < deadline:
+        while http_status(port, "/v1/models") != 200 and time.monotonic() < deadline:
             time.sleep(0.05)
         yield
         server.kill()
@@ -225,7 +225,7 @@ def test_a_port_that_another_server_took_which_asks_for_no_key(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as stranger:
         threading.Thread(target=stranger.serve_forever, daemon=True).start()
         ports = iter([stranger.server_port, free_port()])
-        monkeypatch.setattr(vllm, "free_port", lambda: next(ports))
+        monkeypatch.setattr(server, "free_port", lambda: next(ports))
         done = serve("serve")
         stranger.shutdown()
     assert done.code == 0, done.err
