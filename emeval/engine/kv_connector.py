@@ -152,12 +152,10 @@ class PrefixPatch(KVConnectorBase_V1):  # type: ignore[misc]
         if found.keys() != self._caches.keys():
             raise ValueError("prefix patching: the two models do not have the same layers")
         for name, cache in self._caches.items():
-            shape = [self._wanted, *cache.shape[1:]]
-            if list(found[name].shape) != shape or found[name].dtype != cache.dtype:
-                was, has = [
-                    (list(f), str(t)) for f, t in ((found[name].shape, found[name].dtype), (shape, cache.dtype))
-                ]
-                raise ValueError(f"prefix patching: saved blocks of {name} are {was}, this server's are {has}")
+            was = (list(found[name].shape), found[name].dtype)
+            has = ([self._wanted, *cache.shape[1:]], cache.dtype)
+            if was != has:
+                raise ValueError(f"prefix patching: saved blocks of {name} are {was}, this server's would be {has}")
         return {name: block.to(self._caches[name].device) for name, block in found.items()}
 
 
