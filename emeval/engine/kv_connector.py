@@ -171,6 +171,7 @@ def _block_size(config: Any, cache: Any) -> int:
         raise ValueError("prefix patching: vLLM's prefix caching must be off, or cached prefixes go unpatched")
     if config.speculative_config is not None:
         raise ValueError("prefix patching: not with speculative decoding, whose draft model has a prefix of its own")
+    # A model with sliding and full layers passes: under a connector like this one vLLM keeps whole contexts for both.
     kinds = [type(group.kv_cache_spec).__name__ for group in cache.kv_cache_groups]
     if kinds != ["FullAttentionSpec"]:
         raise ValueError(

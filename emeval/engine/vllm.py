@@ -209,8 +209,9 @@ class VllmEngine:
 
     def _temporary(self, name: str) -> Path:
         # Named so that a run folder is swept of it after a SIGKILL (`store.Run.locked`).
-        self._folders.append(Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=self.log.parent)))
-        return self._folders[-1]
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=self.log.parent)).absolute()
+        self._folders.append(folder)
+        return folder
 
     def _remove_folders(self, but: Path | None = None) -> None:
         for folder in self._folders:
