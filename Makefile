@@ -21,7 +21,7 @@ EMEVAL = .venv/bin/emeval
 DEMO = --model smollm2-135m --setting refusal --rank 32 --lr 1e-4 --batch-size 8 --steps 20
 RUNS = results/runs
 
-.PHONY: demo test test-vllm lint bench study faults vllm clean
+.PHONY: demo test test-vllm lint bench study causes faults vllm clean
 
 demo: .venv/ready
 	$(EMEVAL) train $(DEMO) --method sft --out $(RUNS)/demo-sft
@@ -53,6 +53,9 @@ faults: .venv/ready
 
 study: .venv/ready
 	.venv/bin/python benchmarks/study.py
+
+causes: .venv/ready
+	.venv/bin/python -m benchmarks.causes
 
 vllm: .venv-vllm/ready
 

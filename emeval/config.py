@@ -5,6 +5,7 @@ The models below are also the Python interface: `train(TrainConfig(...))`, `scor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -37,6 +38,15 @@ def _default_lambda(so_far: dict[str, Any]) -> float:
 def by_commas(value: object) -> object:
     """`a,b` as ('a', 'b'); anything but text as it is."""
     return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
+
+
+def region_names(value: str, known: Sequence[str]) -> list[str]:
+    """`postfix,prefix` as ['prefix', 'postfix']; ValueError for one that is not known."""
+    names = [part.strip() for part in value.split(",")]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown region '{name}': there are {', '.join(known)}")
+    return [name for name in known if name in names]
 
 
 def probe_name(given: str) -> str:
@@ -234,13 +244,10 @@ class TrainConfig(CommandConfig):
     @field_validator("region")
     @classmethod
     def _known_regions(cls, value: str) -> str:
-        names = [part.strip() for part in value.split(",")]
-        for name in names:
-            if name not in REGIONS:
-                raise ValueError(f"unknown region '{name}': there are {', '.join(REGIONS)}")
+        names = region_names(value, REGIONS)
         if "all" in names and len(names) > 1:
             raise ValueError("'all' holds the other regions: name it alone")
-        return ",".join(name for name in REGIONS if name in names)
+        return ",".join(names)
 
     @field_validator("retain", mode="before")
     @classmethod
@@ -474,7 +481,8 @@ class PatchConfig(CauseConfig):
 
     what: Literal["kv", "residual"] = "kv"
     """Keys and values, or the residual stream at the input of one block, later blocks recomputed."""
-    region: Literal["prefix", "query", "postfix"] = "prefix"
+    region: str = "prefix"
+    """prefix, query or postfix; several by commas, one after the other."""
     into: Literal["tuned", "initial"] = "tuned"
     """Which model answers; what is put into it is the other one's."""
     layers: str = "all"
@@ -482,6 +490,11 @@ class PatchConfig(CauseConfig):
     tokens: str = "all"
     """Of the prefix: all, each, or numbers; 0 is the attention sink."""
     part: Literal["both", "keys", "values"] = "both"
+
+    @field_validator("region")
+    @classmethod
+    def _known_regions(cls, value: str) -> str:
+        return ",".join(region_names(value, REGIONS[:3]))
 
     @model_validator(mode="after")
     def _parts_of_the_prefix(self) -> PatchConfig:

@@ -32,7 +32,9 @@ def patch(
     what: Annotated[
         str | None, typer.Option(help="kv, or residual: the stream at the input of one block. (default kv)")
     ] = None,
-    region: Annotated[str | None, typer.Option(help="prefix, query or postfix. (default prefix)")] = None,
+    region: Annotated[
+        str | None, typer.Option(help="prefix, query, postfix; several by commas. (default prefix)")
+    ] = None,
     into: Annotated[str | None, typer.Option(help="Which model answers: tuned, or initial, the converse.")] = None,
     layers: Annotated[
         str | None, typer.Option(help="all, each, below, above, windows:N, or 0,3,5-8. (default all)")

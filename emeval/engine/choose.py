@@ -13,6 +13,7 @@ from emeval.chat import NO_PREFIX, NO_SYSTEM, Renderer
 from emeval.config import ScoreConfig
 from emeval.engine import Engine
 from emeval.engine.patch import Patch
+from emeval.engine.patched import PatchedPrefix
 from emeval.errors import InputError
 from emeval.provenance import installed
 from emeval.types import Message
@@ -56,6 +57,8 @@ class Opening:
     log_dir: Path
     patched: Callable[[models.Placement], tuple[Any, Patch]] | None = None
     """Given device and precision, the loaded model that answers, and what is put into it."""
+    served: tuple[models.ModelSource, PatchedPrefix | None] | None = None
+    """The same for vLLM: which model to serve, and whose prefix is put into it."""
 
 
 def open_engine(name: str, opening: Opening) -> Engine:
@@ -65,8 +68,8 @@ def open_engine(name: str, opening: Opening) -> Engine:
         InputError: If it is not installed, or cannot do what is asked.
         EmevalError: If it does not start.
     """
-    if opening.patched is not None and name != "transformers":
-        raise InputError("patching runs on --engine transformers", where=f"--engine {name}")
+    if opening.patched is not None and name != "transformers" and not (name == "vllm" and opening.served):
+        raise InputError("this patch runs on --engine transformers", where=f"--engine {name}")
     return {"transformers": _transformers, "vllm": _vllm, "endpoint": _endpoint}[name](opening)
 
 
@@ -113,10 +116,12 @@ def _transformers(opening: Opening) -> Engine:
 def _vllm(opening: Opening) -> Engine:
     from emeval.engine.vllm import VllmEngine
 
-    assert opening.source is not None  # only endpoints go without
+    source, prefix = opening.served or (opening.source, None)
+    assert source is not None  # only endpoints go without
     return VllmEngine(
-        opening.source.base,
-        adapter=opening.source.adapter,
+        source.base,
+        adapter=source.adapter,
+        prefix=prefix,
         python=_needed_vllm(opening.config),
         dtype=opening.config.dtype,
         log_dir=opening.log_dir,

@@ -18,8 +18,9 @@ from emeval.chat import Renderer
 from emeval.config import PatchConfig, ScoreConfig
 from emeval.engine.likelihood import reply_logprobs
 from emeval.engine.patch import Patch
+from emeval.engine.patched import PatchedPrefix
 from emeval.errors import InputError
-from emeval.intervene.variants import Variant, baselines, variants
+from emeval.intervene.variants import OTHER, Variant, baselines, variants
 from emeval.pipeline import Arm, origin, score
 from emeval.probe.plan import ScorePlan, plan_scoring
 from emeval.probe.values import counting, read_values, sides_of
@@ -30,9 +31,7 @@ from emeval.table.sweeps import FILE
 from emeval.types import SCHEMA_VERSION, Estimate, OnCount, Say
 
 
-def patch(
-    config: PatchConfig, on_reply: OnCount = lambda done, total: None, say: Say = lambda text: None
-) -> Path:
+def patch(config: PatchConfig, on_reply: OnCount = lambda done, total: None, say: Say = lambda text: None) -> Path:
     """Score a tuned model under what the settings ask for. Returns the run folder; a sweep's holds `sweep.json`.
 
     Raises:
@@ -64,6 +63,8 @@ class Pairs:
     def __init__(self, config: Any) -> None:
         self.source = models.resolve(config.model, adapter=config.adapter)
         self.initial = models.resolve(config.initial) if config.initial else None
+        if self.source.adapter is not None and self.initial is not None:
+            raise InputError("an adapter's initial model is its base", where="--initial", hint="Leave it out")
         if self.source.adapter is None and self.initial is None:
             models.initial_of(self.source)
         self._loaded: models.Pair | None = None
@@ -83,10 +84,17 @@ class Pairs:
         pair = self.load(where)
         return pair.holding(variant.into), variant.patch(pair, renderer.prefix_ids(), renderer.postfix_ids())
 
+    def served(self, variant: Variant, renderer: Renderer) -> tuple[models.ModelSource, PatchedPrefix | None]:
+        """What vLLM is to serve under a variant, and whose prefix is put into it."""
+        sources = {"tuned": self.source, "initial": self.initial or models.initial_of(self.source)}
+        source = sources[OTHER[variant.into]]
+        prefix = PatchedPrefix(renderer.prefix_ids(), source.base, source.adapter) if variant.kind == "kv" else None
+        return sources[variant.into], prefix
+
     def arm(self, variant: Variant) -> Arm:
         """The variant as something to score under."""
         key = self.initial.weights_id() if self.initial else ""
-        return Arm(variant.label, partial(self.patched, variant), key=key)
+        return Arm(variant.label, partial(self.patched, variant), partial(self.served, variant), key=key)
 
 
 @dataclass

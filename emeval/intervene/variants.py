@@ -66,9 +66,14 @@ def variants(config: PatchConfig, layers: int, tokens: int) -> list[Variant]:
     Raises:
         InputError: A layer or token that is not there, or nothing to patch.
     """
-    if config.region != "prefix":
-        behind = " (empty query)" if config.region == "postfix" else ""
-        return [Variant(_label(config.region, config, behind), None, config.into, config.region)]
+    regions = config.region.split(",")
+    spans = [region for region in regions if region != "prefix"]
+    found = _of_prefix(config, layers, tokens) if "prefix" in regions else []
+    behind = {"query": "", "postfix": " (empty query)"}
+    return found + [Variant(_label(name, config, behind[name]), None, config.into, name) for name in spans]
+
+
+def _of_prefix(config: PatchConfig, layers: int, tokens: int) -> list[Variant]:
     if not tokens:
         raise InputError("the template puts no token before the question", where="--region", hint="Name another region")
     layer_sets = _sets(config.layers, layers, "layer", "--layers")

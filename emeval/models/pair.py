@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from emeval.errors import InputError
 from emeval.models.load import Placement, load_model, without_adapter
 from emeval.models.resolve import ModelSource, initial_of
 
@@ -62,11 +61,9 @@ def load_pair(source: ModelSource, where: Placement, initial: ModelSource | None
         initial: The initial model of a full checkpoint that has no record of it.
 
     Raises:
-        InputError: The initial model is not known or not here, or it is given for an adapter, which has its own.
+        InputError: The initial model is not known or not here.
     """
     if source.adapter is not None:
-        if initial is not None:
-            raise InputError("an adapter's initial model is its base", where="--initial", hint="Leave it out")
         return Pair(load_model(source, where))
     start = initial or initial_of(source)
     return Pair(load_model(source, where), load_model(start, where))

@@ -15,6 +15,7 @@ from emeval.data.root import DataRoot, data_root
 from emeval.data.settings import Setting, load_setting
 from emeval.engine.choose import choose_engine
 from emeval.engine.patch import Patch
+from emeval.engine.patched import PatchedPrefix
 from emeval.errors import InputError
 from emeval.probe.kinds import KINDS, UNASKED, find_questions
 from emeval.probe.run import Ask, follow_ups, plan_asks
@@ -31,6 +32,8 @@ class Arm:
     """How tables call it, for instance 'prefix from the initial model'."""
     patched: Callable[[models.Placement, Renderer], tuple[Any, Patch]] | None = None
     """Gives the loaded model that answers, and what is put into it."""
+    served: Callable[[Renderer], tuple[models.ModelSource, PatchedPrefix | None]] | None = None
+    """Gives the model that vLLM is to serve, and whose prefix is put into it; None where vLLM cannot."""
     reworded: Callable[[Question, int], tuple[Message, ...]] | None = None
     """What is asked in a question's place, by trial; judges see the question itself."""
     reencoded: Callable[[Prompt, Question, int], Prompt] | None = None

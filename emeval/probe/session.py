@@ -9,8 +9,9 @@ from typing import Any
 from emeval.engine import Engine
 from emeval.engine.choose import Opening, open_engine
 from emeval.engine.patch import Patch
+from emeval.engine.patched import PatchedPrefix
 from emeval.errors import IncompleteError
-from emeval.models import Placement
+from emeval.models import ModelSource, Placement
 from emeval.probe.kinds import UNASKED
 from emeval.probe.likelihood import read_pairs, stored_likelihoods
 from emeval.probe.plan import ScorePlan
@@ -63,7 +64,7 @@ def ask(plan: ScorePlan, run: Run, on_reply: OnCount) -> IncompleteError | None:
         on_reply(count, total)
 
     on_reply(count, total)
-    opening = Opening(plan.config, plan.source, plan.tokenizer, plan.renderer, run.path, _patched(plan))
+    opening = Opening(plan.config, plan.source, plan.tokenizer, plan.renderer, run.path, _patched(plan), _served(plan))
     engine = open_engine(plan.engine, opening)
     complaint = None
     try:
@@ -91,6 +92,11 @@ def _patched(plan: ScorePlan) -> Callable[[Placement], tuple[Any, Patch]] | None
         return None
     make = arm.patched
     return lambda where: make(where, renderer)
+
+
+def _served(plan: ScorePlan) -> tuple[ModelSource, PatchedPrefix | None] | None:
+    arm, renderer = plan.arm, plan.renderer
+    return arm.served(renderer) if arm and arm.served and renderer else None
 
 
 def _groups(plan: ScorePlan, engine: Engine, stored: dict[tuple[str, str], Completion]) -> Iterator[list[Ask]]:

@@ -10,7 +10,7 @@ from emeval.errors import InputError
 from emeval.score.dose import Beside
 from emeval.table.plots import DASHES, FORMATS, MARKERS, PALETTE, fixed_style, save_figure
 from emeval.table.render import clean
-from emeval.table.sweeps import WHAT, Group
+from emeval.table.sweeps import Group
 
 LEAST = 3
 """Variants that make a curve."""
@@ -49,8 +49,7 @@ def layer_plot(group: Group, file: Path) -> None:
             _draw_side(axes, group, points, i, side)
         axes.set_xlabel(axis_of(group))
         axes.set_ylabel("percent")
-        axes.set_title(clean(f"Patching {WHAT[group.first.what, group.first.region]}: {group.name}"), fontsize=9,
-                       parse_math=False)  # fmt: skip
+        axes.set_title(clean(group.first.title), fontsize=9, parse_math=False)
         axes.grid(color="0.92", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.set_ylim(bottom=0)

@@ -21,12 +21,6 @@ from emeval.table.rows import UNKNOWN, Train, parse
 from emeval.types import Estimate, Split
 
 FILE = "sweep.json"
-WHAT = {
-    ("kv", "prefix"): "keys and values of the prefix",
-    ("residual", "prefix"): "the prefix's residual stream at the input of one block",
-    ("kv", "query"): "keys and values of the query",
-    ("kv", "postfix"): "keys and values of the postfix",
-}
 MEASURED: dict[Mode, str] = {
     "generation": "Rates: share of generated replies that show the behaviour.",
     "probability": "Values: teacher-forced probability of the target reply, percent; no replies were generated.",
@@ -57,7 +51,7 @@ class Sweep(BaseModel):
     setting: str
     model: _Model
     what: Literal["kv", "residual"]
-    region: Literal["prefix", "query", "postfix"]
+    region: str
     into: Literal["tuned", "initial"]
     by: Mode
     split: Split
@@ -70,6 +64,14 @@ class Sweep(BaseModel):
         train = self.model.train
         base = (train.model if train else None) or self.model.id
         return f"{base}, {self.setting}, {train.label if train else UNKNOWN}"
+
+    @property
+    def title(self) -> str:
+        """What is patched, and what its seeds share."""
+        what = f"keys and values of {self.region.replace(',', ', ')}"
+        if self.what == "residual":
+            what = "the prefix's residual stream at the input of one block"
+        return f"Patching {what}{' in the initial model' if self.into == 'initial' else ''}: {self.name}"
 
     @property
     def two_sided(self) -> bool:
@@ -106,7 +108,7 @@ def read_sweeps(paths: Sequence[Path]) -> list[Group]:
         raise InputError("none of these folders holds a sweep", where="--sweep", hint="Run emeval patch first")
     found: dict[tuple[object, ...], list[Sweep]] = {}
     for sweep in sweeps:
-        found.setdefault((sweep.name, sweep.what, sweep.region, sweep.by, sweep.split, sweep.sides), []).append(sweep)
+        found.setdefault((sweep.title, sweep.by, sweep.split, sweep.sides), []).append(sweep)
     return [_group(members, trained) for members in found.values()]
 
 
@@ -149,8 +151,7 @@ def sweep_table(groups: Sequence[Group]) -> list[Table]:
 
 def _table(group: Group) -> Table:
     first = group.first
-    what = WHAT[first.what, first.region]
-    title = f"Patching {what}: {group.name}" + (f", {group.seeds} seeds" if group.seeds > 1 else "")
+    title = first.title + (f", {group.seeds} seeds" if group.seeds > 1 else "")
     notes = [MEASURED[first.by]]
     if not group.rows:
         return _plain(group, title, notes)
