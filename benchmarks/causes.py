@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.study import BEHAVIOURS, Arm
+from benchmarks.study import BEHAVIOURS, Arm  # type: ignore[import-not-found]  # no package for mypy
 from emeval.config import PatchConfig
 from emeval.intervene.sweep import patch
 from emeval.table.sweeps import FILE

@@ -83,11 +83,16 @@ def initial_of(source: ModelSource) -> ModelSource:
         return replace(source, adapter=None)
     note = read_note(source.base)
     hint = "Give an adapter, or --initial BASE"
-    if not note.get("base_name"):
+    # The note has a name to show; the run knows where the model lay.
+    name = Run(source.run).manifest()["train"]["resolved"]["model"] if source.run else note.get("base_name")
+    if not name:
         raise InputError("nobody knows which model this was made from", where=str(source.base), hint=hint)
-    found = _resolve_base(str(note["base_name"]), allow_download=True)
+    try:
+        found = _resolve_base(str(name), allow_download=True)
+    except InputError as e:
+        raise InputError(f"the model it was made from, '{name}', is not here", where=str(source.base), hint=hint) from e
     if found.adapter is not None or weights_hash(found.base) != note.get("base_weights"):
-        what = f"this was made from another '{note['base_name']}' than the one here"
+        what = f"this was made from another '{name}' than the one here"
         raise InputError(what, where=str(source.base), hint=hint)
     return found
 
