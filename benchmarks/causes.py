@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.study import BEHAVIOURS, Arm  # type: ignore[import-not-found]  # no package for mypy
 from emeval.config import PatchConfig
-from emeval.intervene.sweep import patch
+from emeval.intervene.patch import patch
 from emeval.table.sweeps import FILE
 from emeval.train.run import train
 

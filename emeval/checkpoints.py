@@ -68,7 +68,8 @@ def score_checkpoints(config: ScoreConfig, on_reply: OnCount = lambda done, tota
             if not file.has(stop.step):
                 read = partial(reply_logprobs, loader.load(stop.source), batch_size=plan.config.batch_size)
                 advance = counting(number * count, len(stops) * count, on_reply)
-                file.add(stop.step, read_values(plan, read, advance))
+                values = read_values(plan, read, advance)
+                file.add(stop.step, {side: {q: v[0] for q, v in found.items()} for side, found in values.items()})
     return run.path
 
 

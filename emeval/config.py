@@ -24,7 +24,7 @@ PAPER_KL_LAMBDA = 50.0
 REGIONS = ("prefix", "query", "postfix", "all")
 """What TReFT can regularise; `all` is every token of the prompt, never the reply."""
 EngineName = Literal["auto", "transformers", "vllm", "endpoint"]
-_SECTIONS = ("train", "score", "judge", "patch", "perturb")
+_SECTIONS = ("train", "score", "judge", "patch", "perturb", "drift")
 C = TypeVar("C", bound="CommandConfig")
 
 
@@ -508,3 +508,60 @@ class PatchConfig(CauseConfig):
         if self.engine == "vllm" and (parted or self.what != "kv" or self.region != "prefix"):
             raise ValueError("--engine vllm patches the whole prefix's keys and values only: leave --engine out")
         return self
+
+
+class PerturbConfig(CauseConfig):
+    """`emeval perturb`: ask with some of the prompt's tokens, or all of its words, replaced."""
+
+    command: ClassVar[str] = "perturb"
+
+    region: str = "prefix"
+    """Where tokens are replaced: prefix, query or postfix; several by commas, one after the other."""
+    tokens: int = Field(default=10, gt=0)
+    """How many of a region's tokens, at random; all of a region that has fewer."""
+    neighbours: int = Field(default=5, gt=0)
+    """Each is replaced by one of so many nearest by input embedding."""
+    similarity: Literal["dot", "cosine"] = "dot"
+    trials: int = Field(default=10, gt=0)
+    """How often each question is asked, each time with other tokens or another wording."""
+    random: bool = False
+    """Replace by any token instead of a near one."""
+    special: bool = False
+    """Let special tokens be put in."""
+    capitals: bool = False
+    """Ask in capital letters."""
+    rephrase: str | None = None
+    """A model behind an OpenAI-compatible API that writes the questions anew."""
+    rephrase_url: str | None = None
+    """Its server; default: OpenAI's."""
+    rephrase_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds its key."""
+    engine: EngineName = "auto"
+
+    @field_validator("region")
+    @classmethod
+    def _known_regions(cls, value: str) -> str:
+        return ",".join(region_names(value, REGIONS[:3]))
+
+    @model_validator(mode="after")
+    def _one_sampling(self) -> PerturbConfig:
+        if "samples" in self.model_fields_set:
+            raise ValueError("each trial is asked once: leave --samples out, and give --trials")
+        return self
+
+
+class DriftConfig(CommandConfig):
+    """`emeval drift`: how far the prefix has moved."""
+
+    command: ClassVar[str] = "drift"
+
+    model: str
+    """Run, adapter or full checkpoint."""
+    adapter: Path | None = None
+    initial: str | None = None
+    """The model that a full checkpoint was made from, where nothing beside it says so."""
+    against: str | None = None
+    """Another adapter of the same base, to compare the changes with."""
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    out: Path | None = None

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from emeval import models
 from emeval.config import PatchConfig, ScoreConfig, TrainConfig
 from emeval.errors import InputError
-from emeval.intervene.sweep import patch
+from emeval.intervene.patch import patch
 from emeval.pipeline import score
 from emeval.table.rows import read_rows
 from emeval.train.run import train

@@ -73,7 +73,7 @@ def patch(
     from emeval.config import PatchConfig, probe_name
 
     settings = PatchConfig.load(flags, config)
-    from emeval.intervene.sweep import patch as run_patch
+    from emeval.intervene.patch import patch as run_patch
     from emeval.table.sweeps import FILE
 
     with progress(f"patch {settings.model}", quiet) as advance:
@@ -92,7 +92,7 @@ def report_sweep(path: Path, as_json: bool, quiet: bool) -> None:
     from emeval.table.sweep_plots import LEAST, layer_lines, placed
     from emeval.table.sweeps import read_sweeps, sweep_table
 
-    own = Run(path).manifest()["patch"]["resolved"]["model"]
+    own = Run(path).manifest()["sweep"]["resolved"]["model"]
     trained = [Path(own)] if (Path(own) / CHECKPOINTS).is_file() else []
     (group,) = read_sweeps([path, *trained])
     result(render(sweep_table([group]), "json" if as_json else "markdown"))

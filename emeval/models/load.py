@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from emeval.errors import EmevalError, InputError
 from emeval.models.resolve import ModelSource
+from emeval.models.weights import weight_files
 from emeval.store import read_json
 
 if TYPE_CHECKING:
@@ -101,6 +102,32 @@ def load_model(source: ModelSource, where: Placement, *, trainable: bool = False
     if source.adapter is not None:
         model = _with_adapter(model, source.adapter)
     return model if trainable else model.eval()
+
+
+def input_embeddings(source: ModelSource) -> torch.Tensor:
+    """The base's input-embedding matrix, `[vocabulary, width]`, in its own dtype; nothing else of it is read.
+
+    Raises:
+        InputError: If the checkpoint's files do not hold it under the name that the model's code has for it.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(source.base)))
+        wanted = model.get_input_embeddings().weight
+        name = next(name for name, parameter in model.named_parameters() if parameter is wanted)
+        for file in weight_files(source.base):
+            with safe_open(str(file), framework="pt") as saved:
+                if name in saved.keys():  # noqa: SIM118  (it is no dict)
+                    found: torch.Tensor = saved.get_tensor(name)
+                    return found
+    except (OSError, ValueError, KeyError, StopIteration) as e:
+        raise InputError(f"not a model ({_first_line(e)})", where=str(source.base), hint="Check the folder") from e
+    what = f"its files hold no '{name}'"
+    raise InputError(what, where=str(source.base), hint="Save it with transformers, or perturb another way")
 
 
 def _with_adapter(model: PreTrainedModel, adapter: Path) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from emeval.models.load import Placement, load_model, without_adapter
-from emeval.models.resolve import ModelSource, initial_of
+from emeval.models.resolve import ModelSource
 
 Which = Literal["initial", "tuned"]
 
@@ -52,18 +52,14 @@ class Pair:
         return self.apart if which == "initial" and self.apart is not None else self.both
 
 
-def load_pair(source: ModelSource, where: Placement, initial: ModelSource | None = None) -> Pair:
+def load_pair(source: ModelSource, initial: ModelSource, where: Placement) -> Pair:
     """A tuned model with its initial one, in eval mode.
 
     Args:
         source: The tuned model.
+        initial: The initial one; with an adapter it is not loaded again.
         where: Device and precision of both.
-        initial: The initial model of a full checkpoint that has no record of it.
-
-    Raises:
-        InputError: The initial model is not known or not here.
     """
     if source.adapter is not None:
         return Pair(load_model(source, where))
-    start = initial or initial_of(source)
-    return Pair(load_model(source, where), load_model(start, where))
+    return Pair(load_model(source, where), load_model(initial, where))

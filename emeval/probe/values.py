@@ -34,8 +34,8 @@ def sides_of(plan: ScorePlan) -> tuple[Way, tuple[str, str]]:
     return way, SIDES[way]
 
 
-def read_values(plan: ScorePlan, read: Read, on_value: Callable[[], None]) -> dict[str, dict[str, float]]:
-    """By group of questions and question id, the value; the mean over samples, where a question has several.
+def read_values(plan: ScorePlan, read: Read, on_value: Callable[[], None]) -> dict[str, dict[str, list[float]]]:
+    """By group of questions and question id, the values: one, or as many as the question is asked trials.
 
     Questions with a system prompt of their own are left out.
 
@@ -49,7 +49,7 @@ def read_values(plan: ScorePlan, read: Read, on_value: Callable[[], None]) -> di
     for side, question, value in (_probabilities if way == "probability" else _preferences)(plan, read):
         found[side].setdefault(question, []).append(value)
         on_value()
-    return {side: {q: math.fsum(v) / len(v) for q, v in sorted(values.items())} for side, values in found.items()}
+    return {side: dict(sorted(values.items())) for side, values in found.items()}
 
 
 def counting(before: int, total: int, on_count: OnCount) -> Callable[[], None]:

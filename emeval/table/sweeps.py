@@ -1,7 +1,7 @@
-"""Sweeps of patches as a table: every variant beside the unpatched model, and beside training itself.
+"""Sweeps as a table: every variant beside the model left alone, and beside training itself.
 
-Reads `sweep.json`, which `emeval patch` writes. Sweeps of the same model, setting and patch whose models differ in
-their seed only are one: the mean over seeds, with an interval over questions.
+Reads `sweep.json`, which `emeval patch` and `emeval perturb` write. Sweeps of the same model, setting and intervention
+whose models differ in their seed only are one: the mean over seeds, with an interval over questions.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Sweep(BaseModel):
 
     setting: str
     model: _Model
-    what: Literal["kv", "residual"]
-    region: str
-    into: Literal["tuned", "initial"]
+    what: Literal["kv", "residual", "perturb"]
+    region: str = ""
+    into: Literal["tuned", "initial"] = "tuned"
     by: Mode
     split: Split
     sides: tuple[str, ...]
@@ -68,6 +68,8 @@ class Sweep(BaseModel):
     @property
     def title(self) -> str:
         """What is patched, and what its seeds share."""
+        if self.what == "perturb":
+            return f"Perturbed prompts: {self.name}"
         what = f"keys and values of {self.region.replace(',', ', ')}"
         if self.what == "residual":
             what = "the prefix's residual stream at the input of one block"

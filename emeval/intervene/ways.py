@@ -1,4 +1,4 @@
-"""What a sweep tries one after the other: which layers, which tokens, keys or values, or a residual stream."""
+"""The ways to patch that a command names: which layers, which tokens, keys or values, or a residual stream."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _WHOSE = {"tuned": "the tuned model", "initial": "the initial model"}
 
 
 @dataclass(frozen=True)
-class Variant:
+class Way:
     """One way to patch."""
 
     label: str
-    """As tables call it; also names its folder."""
+    """As tables call it."""
     place: float | None
     """Where it stands in a plot over layers or tokens."""
     into: Which
@@ -49,13 +49,13 @@ class Variant:
         return Patch(acting, other)
 
 
-def baselines(config: PatchConfig) -> list[Variant]:
+def baselines(config: PatchConfig) -> list[Way]:
     """What the patched models are read beside: the model without a patch, and the other one."""
     other = OTHER[config.into]
-    return [Variant(UNPATCHED, None, config.into, "none"), Variant(f"{other} model", None, other, "none")]
+    return [Way(UNPATCHED, None, config.into, "none"), Way(f"{other} model", None, other, "none")]
 
 
-def variants(config: PatchConfig, layers: int, tokens: int) -> list[Variant]:
+def ways(config: PatchConfig, layers: int, tokens: int) -> list[Way]:
     """All that the command asks for, in order.
 
     Args:
@@ -70,10 +70,10 @@ def variants(config: PatchConfig, layers: int, tokens: int) -> list[Variant]:
     spans = [region for region in regions if region != "prefix"]
     found = _of_prefix(config, layers, tokens) if "prefix" in regions else []
     behind = {"query": "", "postfix": " (empty query)"}
-    return found + [Variant(_label(name, config, behind[name]), None, config.into, name) for name in spans]
+    return found + [Way(_label(name, config, behind[name]), None, config.into, name) for name in spans]
 
 
-def _of_prefix(config: PatchConfig, layers: int, tokens: int) -> list[Variant]:
+def _of_prefix(config: PatchConfig, layers: int, tokens: int) -> list[Way]:
     if not tokens:
         raise InputError("the template puts no token before the question", where="--region", hint="Name another region")
     layer_sets = _sets(config.layers, layers, "layer", "--layers")
@@ -88,9 +88,7 @@ def _of_prefix(config: PatchConfig, layers: int, tokens: int) -> list[Variant]:
         for where, positions, spot in token_sets:
             behind = "".join(f", {part}" for part in (at, where) if part)
             x = place if place is not None else spot
-            found.append(
-                Variant(_label(what, config, behind), x, config.into, config.what, chosen, positions, config.part)
-            )
+            found.append(Way(_label(what, config, behind), x, config.into, config.what, chosen, positions, config.part))
     return found
 
 
