@@ -18,20 +18,22 @@ from typing import Any
 import torch
 
 from benchmarks.study import BEHAVIOURS, Arm  # type: ignore[import-not-found]  # no package for mypy
-from emeval.config import PatchConfig
+from emeval.config import PatchConfig, PerturbConfig
 from emeval.intervene.patch import patch
+from emeval.intervene.perturb import perturb
 from emeval.table.sweeps import FILE
 from emeval.train.run import train
 
 LR = 1e-4
 SWEEPS: dict[str, dict[str, Any]] = {
     "regions": {"region": "prefix,query,postfix"},
-    "converse": {"region": "prefix,query,postfix", "into": "initial"},
+    "converse": {"into": "initial"},
     "layers": {"what": "residual", "layers": "each", "limit": 40},
-    "kv-below": {"layers": "below", "limit": 40},
+    "layers-below": {"layers": "below", "limit": 40},
     "tokens": {"tokens": "each", "limit": 40},
+    "perturb": {"region": "prefix,query,postfix", "trials": 5, "limit": 40},
 }
-"""What `emeval patch` is told, all by the probability of the target; the first 40 questions a probe in long sweeps."""
+"""What `emeval patch` (or `perturb`) is told, all by the target's probability; long ones ask 40 questions a probe."""
 KEPT = Path("results") / "cpu" / "causes"
 
 
@@ -45,7 +47,11 @@ def run(setting: str, seed: int, part: str) -> str:
     tuned = train(arm.config)
     out = tuned.parent / "causes" / kept.parent.name / part
     settings = {"model": str(tuned), "by": "probability", "device": "cpu", "dtype": "float32", "out": out}
-    path = patch(PatchConfig.model_validate(settings | SWEEPS[part]))
+    settings |= SWEEPS[part]
+    if part == "perturb":
+        path = perturb(PerturbConfig.model_validate(settings))
+    else:
+        path = patch(PatchConfig.model_validate(settings))
     kept.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path / "manifest.json", kept / "manifest.json")
     shutil.copyfile(path / FILE, kept / f".{FILE}")

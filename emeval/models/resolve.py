@@ -80,7 +80,8 @@ def initial_of(source: ModelSource) -> ModelSource:
         InputError: There is no note, or the model it names is not here.
     """
     if source.adapter is not None:
-        return replace(source, adapter=None)
+        name = read_note(source.adapter).get("base_name") or source.base.name
+        return replace(source, name=str(name), adapter=None)
     note = read_note(source.base)
     hint = "Give an adapter, or --initial BASE"
     # The note has a name to show; the run knows where the model lay.
