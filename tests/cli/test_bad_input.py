@@ -64,7 +64,11 @@ def test_an_adapter_that_is_none_or_one_too_many(emeval: Emeval, folder: Path, t
 
 
 def test_patching_a_model_whose_initial_state_is_not_known(emeval: Emeval, folder: Path, tiny_checkpoint: Path) -> None:
-    refused(emeval("patch", "--model", tiny_checkpoint, "--setting", "refusal"), "has no adapter", "trained with LoRA")
+    refused(
+        emeval("patch", "--model", tiny_checkpoint, "--setting", "refusal"),
+        "nobody knows which model this was made from",
+        "--initial BASE",
+    )
     assert nothing_written(folder)
 
 

@@ -1,0 +1,166 @@
+"""Sweeps on a tiny run: what the file holds, resume, identities, and the ways a command names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emeval.config import PatchConfig
+from emeval.errors import InputError
+from emeval.intervene import sweep
+from emeval.intervene.patch import patch
+from emeval.intervene.ways import ways
+from emeval.table.sweeps import FILE, read_sweeps, sweep_table
+
+LABEL = "prefix from the initial model"
+POSTFIX = ["postfix from the initial model (empty query)"]
+LAYERS = 3
+"""Of the tiny checkpoint."""
+
+
+def swept(run: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    settings = {"model": str(run), "by": "probability", "limit": 4, "device": "cpu", "out": out} | changes
+    path = patch(PatchConfig(**settings))
+    found: dict[str, Any] = json.loads((path / FILE).read_text())
+    return found
+
+
+def by_label(found: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    return {v["label"]: v["values"] for v in found["variants"]}
+
+
+def asked(**changes: Any) -> PatchConfig:
+    return PatchConfig(model="m", **changes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels", "places"),
+    [
+        ({}, ["prefix from the initial model"], [None]),
+        ({"into": "initial"}, ["prefix from the tuned model in the initial model"], [None]),
+        ({"layers": "each"}, [f"prefix from the initial model, layer {i}" for i in range(3)], [0, 1, 2]),
+        ({"layers": "below"}, [f"prefix from the initial model, layers 0-{i}" for i in range(3)], [0, 1, 2]),
+        ({"layers": "above"}, [f"prefix from the initial model, layers {i}-2" for i in range(3)], [0, 1, 2]),
+        ({"layers": "windows:2"}, [f"prefix from the initial model, layers {i}-{i + 1}" for i in (0, 1)], [0.5, 1.5]),
+        ({"layers": "0,2"}, ["prefix from the initial model, layers 0,2"], [None]),
+        ({"part": "keys", "tokens": "0"}, ["prefix keys from the initial model, token 0"], [None]),
+        ({"part": "values"}, ["prefix values from the initial model"], [None]),
+        ({"what": "residual", "layers": "1"}, ["prefix residual from the initial model, layer 1"], [None]),
+        (
+            {"region": "postfix,prefix,query"},
+            [f"{name} from the initial model" for name in ("prefix", "query")] + POSTFIX,
+            [None, None, None],
+        ),
+    ],
+)
+def test_what_a_command_names(settings: dict[str, str], labels: list[str], places: list[float | None]) -> None:
+    found = ways(asked(**settings), LAYERS, 5)
+    assert [way.label for way in found] == labels and [way.place for way in found] == places
+
+
+def test_each_token_has_its_place() -> None:
+    found = ways(asked(tokens="each"), LAYERS, 5)
+    assert [(sorted(way.tokens), way.place, sorted(way.layers)) for way in found] == [
+        ([t], float(t), [0, 1, 2]) for t in range(5)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"layers": "3"}, "there are 3 layers"),
+        ({"layers": "two"}, "'two' is no layer"),
+        ({"layers": "windows:9"}, "a window holds 1 to 3 layers"),
+        ({"tokens": "4-9"}, "there are 5 tokens"),
+        ({"what": "residual"}, "patched at one layer"),
+    ],
+)
+def test_what_is_not_there_is_refused(settings: dict[str, str], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        ways(asked(**settings), LAYERS, 5)
+    with pytest.raises(InputError, match="puts no token before the question"):
+        ways(asked(), LAYERS, 0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"region": "query", "layers": "each"},
+        {"what": "residual", "part": "keys"},
+        {"what": "residual", "into": "initial"},
+        {"engine": "vllm", "layers": "0"},
+        {"engine": "vllm", "by": "probability"},
+        {"checkpoints": True},
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        PatchConfig.load({"model": "m"} | settings)
+
+
+def test_all_layers_at_once_or_from_either_end_are_the_whole_patch(tuned: Path, tmp_path: Path) -> None:
+    whole = by_label(swept(tuned, tmp_path / "all"))[LABEL]
+    below = by_label(swept(tuned, tmp_path / "below", layers="below"))
+    above = by_label(swept(tuned, tmp_path / "above", layers="above"))
+    assert (
+        below["prefix from the initial model, layers 0-2"]
+        == whole
+        == above["prefix from the initial model, layers 0-2"]
+    )
+    assert below["unpatched"] != whole
+
+
+def test_the_converse_has_the_same_two_models_the_other_way_round(tuned: Path, tmp_path: Path) -> None:
+    found = by_label(swept(tuned, tmp_path / "a"))
+    converse = by_label(swept(tuned, tmp_path / "b", into="initial"))
+    assert found["unpatched"] == converse["tuned model"]
+    assert found["initial model"] == converse["unpatched"] != converse["tuned model"]
+
+
+def test_what_is_there_is_not_measured_again_and_a_torn_sweep_goes_on(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = swept(tuned, tmp_path / "whole", what="residual", layers="each")
+    counted, read = [], sweep.read_values
+
+    def killed(*args: Any) -> Any:
+        if len(counted) == 2:
+            raise KeyboardInterrupt
+        counted.append(1)
+        return read(*args)
+
+    monkeypatch.setattr(sweep, "read_values", killed)
+    with pytest.raises(KeyboardInterrupt):
+        swept(tuned, tmp_path / "torn", what="residual", layers="each")
+    monkeypatch.setattr(sweep, "read_values", lambda *args: counted.append(1) or read(*args))
+    again = swept(tuned, tmp_path / "torn", what="residual", layers="each")
+    assert len(counted) == 5 and again["variants"] == whole["variants"]
+    swept(tuned, tmp_path / "torn", what="residual", layers="each")
+    assert len(counted) == 5
+
+
+def test_a_folder_of_another_sweep_or_run_is_refused(tuned: Path, tmp_path: Path) -> None:
+    swept(tuned, tmp_path / "a")
+    with pytest.raises(InputError, match="holds another sweep: region differ"):
+        swept(tuned, tmp_path / "a", region="query")
+    with pytest.raises(InputError, match="holds another sweep: identity differ"):
+        swept(tuned, tmp_path / "a", limit=3)
+    with pytest.raises(InputError, match="holds another run"):
+        swept(tuned, tuned)
+
+
+def test_generated_replies_are_runs_of_their_own_and_the_table_reads_both(tuned: Path, tmp_path: Path) -> None:
+    found = swept(tuned, tmp_path / "a", by="generation", region="prefix,query", max_new_tokens=6)
+    labels = ["unpatched", "initial model", "prefix from the initial model", "query from the initial model"]
+    assert [v["label"] for v in found["variants"]] == labels
+    folders = sorted(path.name for path in (tmp_path / "a" / "variants").iterdir())
+    assert len(folders) == 4
+    for folder in (tmp_path / "a" / "variants").iterdir():
+        assert len((folder / "completions.jsonl").read_text().splitlines()) == 8
+    (group,) = read_sweeps([tmp_path / "a"])
+    (table,) = sweep_table([group])
+    assert [row[0].text for row in table.rows] == labels
+    assert table.title.startswith("Patching keys and values of prefix, query: tiny-llama, refusal, sft")
