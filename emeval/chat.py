@@ -100,6 +100,9 @@ class Renderer:
         self._arguments = _recordable({"date_string": PINNED_DATE, **template_kwargs})
         self._template = _template_of(tokenizer, override, self._arguments.get("tools"))
         self._today = _day(self._arguments["date_string"])
+        if "enable_thinking" in self._arguments and "enable_thinking" not in self._template:
+            what = "the chat template knows no thinking to switch on or off"
+            raise InputError(what, where="--thinking", hint="Leave it out")
         if self._is_bare and self._arguments.get("tools"):
             what = f"the tools would be lost: the template writes them in what --system {system} leaves out"
             raise InputError(what, where=f"--system {system}", hint="Leave it out")

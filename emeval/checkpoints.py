@@ -99,7 +99,10 @@ def _stops(plan: ScorePlan) -> tuple[Run, list[Stop]]:
         raise InputError(
             "this run kept no models along the way", where=str(run.path), hint="Train it with --checkpoints N"
         )
-    initial = models.resolve(train["resolved"]["model"]) if train["full"] else replace(source, adapter=None)
+    # Every model of the run is asked behind the template that it was trained with.
+    initial = replace(
+        models.initial_of(source), system=source.system, thinking=source.thinking, fingerprint=source.fingerprint
+    )
     return run, [Stop(0, initial), *(Stop(int(f.name), _kept(source, f, train["full"])) for f in folders)]
 
 

@@ -458,8 +458,6 @@ class JudgeConfig(JudgeOptions):
 class CauseConfig(ScoreConfig):
     """What the causal studies have in common: a tuned model, and a way to measure it."""
 
-    initial: str | None = None
-    """The model that a full checkpoint was made from, where nothing beside it says so."""
     by: Literal["generation", "probability", "contrast"] = "generation"
     """How each variant is measured: replies as always, or, without generating, the probability of the target reply
     (of a domain, by contrast)."""
@@ -469,8 +467,12 @@ class CauseConfig(ScoreConfig):
     def _no_checkpoints(self) -> CauseConfig:
         if self.checkpoints:
             raise ValueError("--checkpoints belongs to emeval score")
-        if self.by != "generation" and self.engine not in ("auto", "transformers"):
-            raise ValueError(f"--by {self.by} is read in process: leave --engine out")
+        if self.dry_run:
+            raise ValueError("--dry-run belongs to emeval score: score one variant to see what judging costs")
+        if self.by != "generation" and (self.engine not in ("auto", "transformers") or self.model_url):
+            raise ValueError(f"--by {self.by} is read in process: leave --engine and --model-url out")
+        if self.by != "generation" and self.judge not in (None, "none"):
+            raise ValueError(f"--by {self.by} makes no reply to judge: leave --judge out")
         return self
 
 
@@ -479,6 +481,8 @@ class PatchConfig(CauseConfig):
 
     command: ClassVar[str] = "patch"
 
+    initial: str | None = None
+    """The model that a full checkpoint was made from, where nothing beside it says so."""
     what: Literal["kv", "residual"] = "kv"
     """Keys and values, or the residual stream at the input of one block, later blocks recomputed."""
     region: str = "prefix"
@@ -498,6 +502,8 @@ class PatchConfig(CauseConfig):
 
     @model_validator(mode="after")
     def _parts_of_the_prefix(self) -> PatchConfig:
+        if self.engine not in ("transformers", "vllm"):
+            raise ValueError("a patch runs in process or through vLLM: give transformers or vllm")
         parted = self.layers != "all" or self.tokens != "all" or self.part != "both"
         if self.region != "prefix" and (parted or self.what == "residual"):
             raise ValueError(f"--region {self.region} is patched whole: leave out --what, --layers, --tokens, --part")
@@ -547,7 +553,15 @@ class PerturbConfig(CauseConfig):
     def _one_sampling(self) -> PerturbConfig:
         if "samples" in self.model_fields_set:
             raise ValueError("each trial is asked once: leave --samples out, and give --trials")
+        if self.random and {"neighbours", "similarity"} & self.model_fields_set:
+            raise ValueError("--random takes any token: leave --neighbours and --similarity out")
         return self
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether tokens are replaced: if anything about it is said, or nothing else is asked for."""
+        named = {"region", "tokens", "neighbours", "similarity", "random", "special"} & self.model_fields_set
+        return bool(named) or not (self.capitals or self.rephrase or self.system is not None)
 
 
 class DriftConfig(CommandConfig):

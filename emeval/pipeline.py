@@ -66,7 +66,14 @@ def score(
         if spec.note:
             say(f"{spec.name}: {spec.note}")
     if not all_stored(plan, run):
-        check_engine(plan.engine, config)
+        arm = plan.arm
+        check_engine(
+            plan.engine,
+            config,
+            renders=plan.renderer is not None,
+            patched=bool(arm and arm.patched and arm.intervenes),
+            served=bool(arm and arm.served),
+        )
     with run.locked():
         _check_same(run, plan)
         asked_before = (run.manifest().get("score") or {}).get("asked") or {}
@@ -279,7 +286,7 @@ def origin(source: models.ModelSource | None) -> dict[str, Any]:
     note = models.read_note(source.adapter or source.base)
     train = Run(source.run).manifest()["train"] if source.run else note.get("train")
     told = ("lambda", "kl_norm", "region", "drift", "retain_share", "mix_aligned", "full", "steps", "seed", "clip")
-    kept = ("method", "setting", "model", *told, "system", "own_data", "train_size")
+    kept = ("method", "setting", "model", *told, "system", "thinking", "own_data", "train_size")
     return {
         "base": source.base.name,
         "adapter": source.adapter.name if source.adapter else None,

@@ -140,9 +140,12 @@ def check_before_rope(before: Sequence[Tensor], after: KV) -> None:
         b.shape == a.shape == v.shape for b, a, v in zip(before, after.keys, after.values, strict=True)
     )
     for b, a in zip(before, after.keys, strict=True) if alike else ():
-        ratio = a.float().norm(dim=-1) / b.float().norm(dim=-1)
+        rotated, own = a.float().norm(dim=-1), b.float().norm(dim=-1)
+        # A key of zero (a padding token's, where embedding and bias are zero) is zero before and after.
+        ratio = rotated[own > 0] / own[own > 0]
+        alike &= bool((rotated[own == 0] == 0).all()) and bool(torch.isfinite(ratio).all())
         # One factor for all: some models scale what they rotate (YaRN). bf16 rounds to about half a percent.
-        alike &= bool(torch.isfinite(ratio).all()) and bool((ratio / ratio.mean() - 1).abs().max() < 0.05)
+        alike &= not len(ratio) or bool((ratio / ratio.mean() - 1).abs().max() < 0.05)
     if not alike:
         what = "this model's keys cannot be read before their rotation, all of them and whole"
         raise InputError(what, where="--region", hint="Use --region prefix")

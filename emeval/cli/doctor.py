@@ -220,9 +220,10 @@ def _unknown_settings() -> list[Gap]:
     """A misspelt variable changes nothing and says nothing: here it is told."""
     import difflib
 
-    from emeval.config import PatchConfig, ScoreConfig, TrainConfig
+    from emeval.config import DriftConfig, JudgeConfig, PatchConfig, PerturbConfig, ScoreConfig, TrainConfig
 
-    fields = {name.upper().rstrip("_") for c in (TrainConfig, ScoreConfig, PatchConfig) for name in c.model_fields}
+    commands = (TrainConfig, ScoreConfig, JudgeConfig, PatchConfig, PerturbConfig, DriftConfig)
+    fields = {name.upper().rstrip("_") for c in commands for name in c.model_fields}
     gaps = []
     for variable in sorted(k for k in os.environ if k.startswith("EMEVAL_")):
         name = variable.removeprefix("EMEVAL_")

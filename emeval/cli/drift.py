@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from emeval.cli import options as o
-from emeval.cli.console import result, say, say_plain
+from emeval.cli.console import result, result_json, say, say_plain
 
 app = typer.Typer()
 
@@ -46,12 +46,17 @@ def drift(
 
     found = measure(settings)
     quiet = quiet or as_json
-    result(render([drift_table(found)], "json" if as_json else "markdown"))
+    if as_json:
+        result_json(found.model_dump())
+    else:
+        result(render([drift_table(found)], "markdown"))
     if not quiet:
         say_plain(drift_lines(found))
     if settings.out is None:
         say("Next: the same with --out DIR writes drift.json and the figures", quiet)
         return
     drawn = save(found, settings.out)
+    if not drawn:
+        say("No figure: matplotlib is not installed (pip install 'emeval[report]')", quiet)
     say(f"Written: {settings.out / 'drift.json'}{', ' if drawn else ''}{', '.join(map(str, drawn))}", quiet)
     say(f"Next: emeval patch --model {settings.model} --by probability tells what of the behaviour hangs on it", quiet)

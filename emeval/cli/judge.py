@@ -10,8 +10,8 @@ from typer.core import TyperGroup
 
 from emeval.cli import options as o
 from emeval.cli.console import clean, progress, result, result_json, say
-from emeval.cli.figures import interval
 from emeval.cli.score import MinCoverage, report, tell_estimate
+from emeval.score.figures import interval
 
 if TYPE_CHECKING:
     from emeval.judge.qualify import Qualification

@@ -61,7 +61,7 @@ def _trained(path: Path) -> str:
 
 
 def _scored(path: Path) -> str:
-    from emeval.cli.figures import measure
+    from emeval.score.figures import measure
     from emeval.store import Run, read_json
     from emeval.types import ProbeScore
 

@@ -85,11 +85,11 @@ def patch(
 
 
 def report_sweep(path: Path, as_json: bool, quiet: bool) -> None:
-    """The table of one sweep; its figures, where it goes over layers or tokens."""
+    """The table of one sweep, and its figures."""
     from emeval.store import Run
     from emeval.table.curves import CHECKPOINTS
     from emeval.table.render import render
-    from emeval.table.sweep_plots import LEAST, layer_lines, placed
+    from emeval.table.sweep_plots import sweep_lines
     from emeval.table.sweeps import read_sweeps, sweep_table
 
     own = Run(path).manifest()["sweep"]["resolved"]["model"]
@@ -97,9 +97,9 @@ def report_sweep(path: Path, as_json: bool, quiet: bool) -> None:
     (group,) = read_sweeps([path, *trained])
     result(render(sweep_table([group]), "json" if as_json else "markdown"))
     quiet = quiet or as_json
-    if len(placed(group)) >= LEAST:
+    if group.rows:
         if not quiet:
-            say_plain(layer_lines(group))
+            say_plain(sweep_lines(group))
         _draw(group, path, quiet)
     beside = "" if trained else ", and a run scored with --checkpoints to read it beside its training"
     say(f"Next: emeval table --sweep {path} with other seeds' sweeps{beside}", quiet)
@@ -107,11 +107,11 @@ def report_sweep(path: Path, as_json: bool, quiet: bool) -> None:
 
 def _draw(group: Group, path: Path, quiet: bool) -> None:
     from emeval.provenance import installed
-    from emeval.table.sweep_plots import layer_plot
+    from emeval.table.sweep_plots import sweep_plot
 
     if not installed("matplotlib"):
         say("No figure: matplotlib is not installed (pip install 'emeval[report]')", quiet)
         return
     for suffix in ("svg", "png"):
-        layer_plot(group, path / f"sweep.{suffix}")
+        sweep_plot(group, path / f"sweep.{suffix}")
     say(f"Drawn: {path / 'sweep.svg'} and .png", quiet)

@@ -47,6 +47,7 @@ def perturb(
     engine: Annotated[str | None, typer.Option(help="auto, transformers, vllm or endpoint. (default auto)")] = None,
     model_url: Annotated[str | None, typer.Option(help="Base URL of an OpenAI-compatible server.")] = None,
     model_name: Annotated[str | None, typer.Option(help="The model's name there. (default the first listed)")] = None,
+    model_api: Annotated[str | None, typer.Option(help="auto, completions (token ids) or chat. (default auto)")] = None,
     key_env: Annotated[str | None, typer.Option(help="Variable with the key. (default OPENAI_API_KEY)")] = None,
     vllm: o.Vllm = None,
     max_new_tokens: MaxNewTokens = None,

@@ -9,7 +9,7 @@ import typer
 
 from emeval.cli import options as o
 from emeval.cli.console import clean, progress, result, result_json, say
-from emeval.cli.figures import measure
+from emeval.score.figures import measure
 
 if TYPE_CHECKING:
     from emeval.config import ScoreConfig

@@ -68,7 +68,8 @@ def table(
     if by not in (None, "generation", "probability", "contrast"):
         raise unknown("way", by, ("generation", "probability", "contrast"), where="--by")
     if sweep:
-        _sweeps(runs or [], matched or paper or which is not None, curve, output, quiet or as_json)
+        others = any((matched, paper, which, levels, by, split != "test"))
+        _sweeps(runs or [], others, curve, output, quiet or as_json)
         return
     third = which == "3"
     if (matched or curve) and (paper or (which and not third)):
@@ -96,21 +97,22 @@ def table(
 def _sweeps(runs: list[Path], others: bool, curve: Path | None, output: str, quiet: bool) -> None:
     from emeval.errors import InputError
     from emeval.table.render import render
-    from emeval.table.sweep_plots import layer_lines, layer_plot
+    from emeval.table.sweep_plots import sweep_lines, sweep_plot
     from emeval.table.sweeps import read_sweeps, sweep_table
 
     if others:
-        raise InputError("goes with no other table", where="--sweep", hint="Leave the other out")
+        what = "goes with no other table, nor with --levels, --by and --split"
+        raise InputError(what, where="--sweep", hint="Leave the other out")
     groups = read_sweeps(runs)
     result(render(sweep_table(groups), output))
     if curve is None:
         return
     if len(groups) != 1:
-        names = "; ".join(group.name for group in groups)
+        names = "; ".join(group.title for group in groups)
         raise InputError(f"these sweeps are of several kinds ({names})", where="--curve", hint="Name those of one")
-    layer_plot(groups[0], curve)
+    sweep_plot(groups[0], curve)
     if not quiet:
-        say_plain(layer_lines(groups[0]))
+        say_plain(sweep_lines(groups[0]))
     say(f"Drawn: {curve}", quiet)
 
 

@@ -68,13 +68,27 @@ def open_engine(name: str, opening: Opening) -> Engine:
         InputError: If it is not installed, or cannot do what is asked.
         EmevalError: If it does not start.
     """
-    if opening.patched is not None and name != "transformers" and not (name == "vllm" and opening.served):
-        raise InputError("this patch runs on --engine transformers", where=f"--engine {name}")
     return {"transformers": _transformers, "vllm": _vllm, "endpoint": _endpoint}[name](opening)
 
 
-def check_engine(name: str, config: ScoreConfig) -> None:
-    """Whether this machine has what the engine needs, before anything is written. Errors as `open_engine`."""
+def check_engine(name: str, config: ScoreConfig, *, renders: bool, patched: bool, served: bool) -> None:
+    """Whether the engine can do what is asked, and has what it needs, before anything is written.
+
+    Args:
+        name: The engine.
+        config: The command's settings.
+        renders: Whether prompts are token ids of ours.
+        patched: Whether something is put into the model.
+        served: Whether vLLM can do that.
+
+    Raises:
+        InputError: It cannot, or has not.
+    """
+    if patched and name != "transformers" and not (name == "vllm" and served):
+        raise InputError("this patch runs on --engine transformers", where=f"--engine {name}")
+    if not renders and (config.system in (NO_SYSTEM, NO_PREFIX) or config.thinking is not None):
+        what = "a server that renders its own template cannot be told what to leave out"
+        raise InputError(what, where="--system, --thinking", hint="Use --model-api completions")
     if name == "transformers":
         models.placement(config.device, config.dtype)
     elif name == "vllm":
@@ -135,9 +149,6 @@ def _endpoint(opening: Opening) -> Engine:
 
     config = opening.config
     assert config.model_url is not None  # ScoreConfig asks for it
-    if opening.renderer is None and (config.system in (NO_SYSTEM, NO_PREFIX) or config.thinking is not None):
-        what = "a server that renders its own template cannot be told what to leave out"
-        raise InputError(what, where="--system, --thinking", hint="Use --model-api completions")
     return EndpointEngine(
         config.model_url,
         config.model_name,

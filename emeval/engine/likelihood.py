@@ -29,7 +29,7 @@ def reply_logprobs(
         model: A causal language model, or a PEFT model around one, in eval mode.
         pairs: Token ids of prompt and reply, each at least one token.
         batch_size: Rows per forward.
-        patch: What is put into the model; a patched prefix is that of all prompts.
+        patch: What is put into the model, for the prompts that it covers.
 
     Yields:
         The pair's position and its reply's log-probabilities; pairs of like length together, the longest first.
@@ -40,17 +40,20 @@ def reply_logprobs(
     if not all(prompt and reply for prompt, reply in pairs):
         raise ValueError("a prompt and a reply need at least one token each")
     acting = patch.acting if patch else lambda: nullcontext(model)
-    span = patch.span if patch else None
-    shared = patch.prefix if patch else None
-    if shared is None and span is None:
-        with acting() as answering:
-            shared = _shared_prefix(answering, [prompt for prompt, _ in pairs])
-    order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0]) - len(pairs[i][1]), i))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        with acting() as answering:
-            found = _scored([pairs[i] for i in batch], answering, shared, span)
-        yield from zip(batch, found, strict=True)
+    covered = [bool(patch and patch.covers(prompt)) for prompt, _ in pairs]
+    for patched in (True, False):
+        chosen = [i for i, is_covered in enumerate(covered) if is_covered == patched]
+        span = patch.span if patch and patched else None
+        shared = patch.prefix if patch and patched else None
+        if shared is None and span is None:
+            with acting() as answering:
+                shared = _shared_prefix(answering, [pairs[i][0] for i in chosen])
+        order = sorted(chosen, key=lambda i: (-len(pairs[i][0]) - len(pairs[i][1]), i))
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            with acting() as answering:
+                found = _scored([pairs[i] for i in batch], answering, shared, span)
+            yield from zip(batch, found, strict=True)
 
 
 def _shared_prefix(model: Any, prompts: Sequence[Ids]) -> KV | None:

@@ -29,8 +29,14 @@ class Patch:
     acting: Callable[[], AbstractContextManager[Any]]
     """Within what it returns, the model that answers."""
     prefix: KV | None = None
-    """Stands in for the first `prefix.tokens` tokens of every prompt."""
+    """Stands in for the first `prefix.tokens` tokens of every prompt that it covers."""
     span: SpanPatch | None = None
+    ids: tuple[int, ...] = ()
+    """The prefix that prompts must start with to be patched."""
+
+    def covers(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt is patched: it starts with the prefix and goes on. Others are answered as they are."""
+        return len(prompt) > len(self.ids) and tuple(prompt[: len(self.ids)]) == self.ids
 
 
 class SpanPatch:
@@ -141,18 +147,19 @@ class _PatchedCache(DynamicCache):  # type: ignore[misc]
 
     def __init__(self, model: Any, places: Tensor, keys: Sequence[Tensor] | None, values: Sequence[Tensor]) -> None:
         super().__init__(config=model.config.get_text_config(decoder=True))
-        self._places, self._new_keys, self._new_values = places[:, None, :, None], keys, values
-        self._left = set(range(len(values)))
+        self._places = places[:, None, :, None]
+        self._left = {layer: (keys[layer] if keys is not None else None, v) for layer, v in enumerate(values)}
+        """What is still to be put in, by layer; what was, is let go of."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """As `DynamicCache`, of what was exchanged."""
         if layer_idx in self._left:
-            self._left.discard(layer_idx)
-            if self._new_keys is not None:
-                key_states = torch.where(self._places, self._new_keys[layer_idx], key_states)
-            value_states = torch.where(self._places, self._new_values[layer_idx], value_states)
+            keys, values = self._left.pop(layer_idx)
+            if keys is not None:
+                key_states = torch.where(self._places, keys, key_states)
+            value_states = torch.where(self._places, values, value_states)
         found: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         return found
 

@@ -47,7 +47,6 @@ class TransformersEngine:
         self.stop_ids = list(stop_ids)
         self.batch_size = batch_size
         self.patch = patch
-        self.prefix = patch.prefix if patch else None
         self._make_greedy_mean_greedy()
 
     def _make_greedy_mean_greedy(self) -> None:
@@ -91,11 +90,16 @@ class TransformersEngine:
     def _plan(self, requests: Sequence[Request]) -> list[list[int]]:
         # By length, so that a batch carries little padding; ties by position, so that the plan is one function.
         order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt.ids), i))
-        groups = [order]
-        if self.prefix is not None and self._slides():
+        covered = [i for i in order if self._covers(requests[i])]
+        groups = [covered, [i for i in order if not self._covers(requests[i])]]
+        if self.patch is not None and self.patch.prefix is not None and self._slides():
             # A sliding window counts places, padding included, so padding behind the prefix would push it out early.
-            groups = [list(g) for _, g in groupby(order, key=lambda i: len(requests[i].prompt.ids))]
+            by_length = groupby(covered, key=lambda i: len(requests[i].prompt.ids))
+            groups = [*(list(g) for _, g in by_length), groups[1]]
         return [g[i : i + self.batch_size] for g in groups for i in range(0, len(g), self.batch_size)]
+
+    def _covers(self, request: Request) -> bool:
+        return self.patch is not None and self.patch.covers(request.prompt.ids)
 
     def _slides(self) -> bool:
         config = self.model.config.get_text_config(decoder=True)
@@ -103,28 +107,23 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _run(self, batch: list[int], requests: Sequence[Request], sampling: Sampling) -> list[Generated]:
-        ids, mask = self._pad([list(requests[i].prompt.ids) for i in batch])
+        patch = self.patch if self._covers(requests[batch[0]]) else None  # a batch is covered as a whole, or not
+        prefix = patch.prefix if patch else None
+        ids, mask = self._pad([list(requests[i].prompt.ids) for i in batch], prefix.tokens if prefix else 0)
         if sampling.temperature > 0:
             # One seed a batch: together with the fixed plan it makes sampled replies repeatable as well.
             torch.manual_seed(sampling.seed * 1_000_003 + min(batch))
         lengths = [len(requests[i].prompt.ids) for i in batch]
         acting = self.patch.acting() if self.patch else nullcontext(self.model)
-        with acting as model, self._cache(model, ids, mask, lengths) as cache:
+        with acting as model, _cache(patch, model, ids, mask, lengths) as cache:
             given = {} if cache is None else {"past_key_values": cache}
             out = model.generate(input_ids=ids, attention_mask=mask, generation_config=self._config(sampling), **given)
         replies = out[:, ids.shape[1] :].tolist()
         return [self._reply(i, reply) for i, reply in zip(batch, replies, strict=True)]
 
-    def _cache(self, model: Any, ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> AbstractContextManager[Any]:
-        """Gives the cache that `generate` starts from; None leaves that to it."""
-        if self.patch is not None and self.patch.span is not None:
-            return self.patch.span.cache(model, ids, mask, [ids.shape[1] - length for length in lengths], lengths)
-        return nullcontext(as_cache(self.prefix, len(lengths), model) if self.prefix is not None else None)
-
-    def _pad(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    def _pad(self, rows: list[list[int]], head: int) -> tuple[Tensor, Tensor]:
         # Padding stands between the prefix and the rest, so that a given prefix sits at positions 0.. in every row;
         # without one that is plain left padding. Positions follow the mask, so padding takes none.
-        head = self.prefix.tokens if self.prefix is not None else 0
         width = max(map(len, rows))
         pad = self.stop_ids[0]
         gaps = [width - len(r) for r in rows]
@@ -151,3 +150,13 @@ class TransformersEngine:
         kept = ids[:end]
         text = self.tokenizer.decode(kept, skip_special_tokens=True)
         return Generated(index=index, text=text, token_ids=tuple(kept), truncated=end is None)
+
+
+def _cache(
+    patch: Patch | None, model: Any, ids: Tensor, mask: Tensor, lengths: Sequence[int]
+) -> AbstractContextManager[Any]:
+    """Gives the cache that `generate` starts from; None leaves that to it."""
+    if patch is not None and patch.span is not None:
+        return patch.span.cache(model, ids, mask, [ids.shape[1] - length for length in lengths], lengths)
+    prefix = patch.prefix if patch else None
+    return nullcontext(as_cache(prefix, len(lengths), model) if prefix is not None else None)

@@ -1,1 +1,1 @@
-"""Interventions on a tuned model: whose prefix it sees, and later which layer, which tokens."""
+"""The causal studies: what is put into a model, or into its prompts, and what remains of a behaviour then."""

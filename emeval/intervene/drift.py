@@ -34,7 +34,7 @@ def drift(config: DriftConfig) -> DriftMap:
             change the same matrices of the same base.
     """
     source = models.resolve(config.model, adapter=config.adapter)
-    initial = models.resolve(config.initial) if config.initial else models.initial_of(source)
+    initial = models.initial_of(source, config.initial)
     tokenizer = models.load_tokenizer(source)
     renderer = Renderer(tokenizer, source.system, **thinking(source.thinking))
     prefix = renderer.prefix_ids()
@@ -67,23 +67,31 @@ def _check_alike(source: ModelSource, other: ModelSource, config: DriftConfig) -
 
 
 def _cosines(pair: Pair, other: ModelSource) -> dict[str, tuple[float | None, ...]]:
-    """By kind of matrix, a cosine a layer; None where one of the changes is zero."""
+    """By kind of matrix, a cosine a layer (the mean, of several experts); None where one of the changes is zero."""
     model = pair.both
     before = _changes(model)
     assert other.adapter is not None  # asked before
-    model.load_adapter(str(other.adapter), adapter_name="against", torch_device=str(next(model.parameters()).device))
+    device = str(next(model.parameters()).device)
+    try:
+        model.load_adapter(str(other.adapter), adapter_name="against", torch_device=device)
+    except (RuntimeError, ValueError, KeyError, OSError) as e:
+        hint = "Name an adapter of the same base"
+        raise InputError("this adapter does not fit the base", where=str(other.adapter), hint=hint) from e
     after = _changes(model, "against")
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())[0]
         raise InputError(f"only one of the two changes {odd}", where=str(other.adapter), hint="Train both alike")
-    found: dict[str, dict[int, float | None]] = {}
+    found: dict[str, dict[int, list[float]]] = {}
     for name, change in before.items():
         layer, kind = _place(name)
         norm = change.norm() * after[name].norm()
-        cosine = ((change * after[name]).sum() / norm).item() if norm > 0 else None
-        found.setdefault(kind, {})[layer] = cosine
+        of_layer = found.setdefault(kind, {}).setdefault(layer, [])
+        of_layer += [((change * after[name]).sum() / norm).item()] if norm > 0 else []
     layers = 1 + max(layer for by_layer in found.values() for layer in by_layer)
-    return {kind: tuple(by_layer.get(layer) for layer in range(layers)) for kind, by_layer in found.items()}
+    return {
+        kind: tuple(sum(c) / len(c) if (c := by_layer.get(layer)) else None for layer in range(layers))
+        for kind, by_layer in found.items()
+    }
 
 
 @torch.inference_mode()

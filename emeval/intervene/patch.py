@@ -6,6 +6,7 @@ make a sweep (`sweep.py`), beside the unpatched and the other model.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from emeval.errors import InputError
 from emeval.intervene.sweep import Sweep, Variant, settings_of
 from emeval.intervene.ways import OTHER, Way, baselines, ways
 from emeval.pipeline import Arm, score
-from emeval.probe.plan import plan_scoring
+from emeval.probe.plan import ScorePlan, plan_scoring
+from emeval.table.sweeps import FILE
 from emeval.types import OnCount, Say
 
 
@@ -31,31 +33,46 @@ def patch(config: PatchConfig, on_reply: OnCount = lambda done, total: None, say
         IncompleteError: If coverage ends below `min_coverage`.
     """
     pair = Both(config)
-    renderer = plan_scoring(settings_of(config)).renderer
-    assert renderer is not None  # a model in process has a tokenizer
-    todo = ways(config, models.layer_count(pair.source), len(renderer.prefix_ids()))
+    plan = plan_scoring(settings_of(config))
+    assert plan.renderer is not None  # a model in process has a tokenizer
+    todo = ways(config, models.layer_count(pair.source), len(plan.renderer.prefix_ids()))
+    if "postfix" in config.region:
+        _check_postfix(plan)
     if len(todo) == 1 and config.by == "generation":
-        return score(settings_of(config), arm=pair.arm(todo[0]), on_reply=on_reply, say=say)
-    found = [Variant(way.label, pair.arm(way), way.place) for way in (*baselines(config), *todo)]
-    told = {name: getattr(config, name) for name in ("what", "region", "into", "initial")}
-    name = "-".join(["patch", config.what, config.region, *(["into-initial"] if config.into == "initial" else [])])
-    return Sweep(config, name, told, found, pair.alone, pair.drop, on_reply, say).run()
+        if config.out and (config.out / FILE).exists():
+            raise InputError("holds a sweep", where=str(config.out), hint="Choose another folder with --out")
+        arm = replace(pair.arm(todo[0]), release=pair.drop)
+        return score(settings_of(config), arm=arm, on_reply=on_reply, say=say)
+    found = [Variant(way.label, pair.arm(way), way.place, way.family) for way in (*baselines(config), *todo)]
+    told = {name: getattr(config, name) for name in ("what", "region", "into", "layers", "tokens", "part")}
+    told |= {"initial": pair.initial.weights_id()}
+    parts = [config.region, config.part, f"layers {config.layers}", f"tokens {config.tokens}"]
+    name = [p for p in parts if p not in ("both", "layers all", "tokens all")]
+    name = ["patch", config.what, *name, *(["into-initial"] if config.into == "initial" else [])]
+    return Sweep(config, "-".join(name), told, found, pair.drop, on_reply, say).run()
+
+
+def _check_postfix(plan: ScorePlan) -> None:
+    """InputError for a prompt that does not end as the others do: its postfix could not be exchanged."""
+    assert plan.renderer is not None  # asked before
+    for ask in plan.all_asks:
+        if not ask.foreign_prefix and ask.prompt.ids[ask.prompt.postfix.start :] != plan.renderer.postfix_ids():
+            what = "what follows this question is not what follows the others"
+            hint = "Its text merges with the template (trailing white space?): trim it"
+            raise InputError(what, where=ask.question.where or ask.question.id, hint=hint)
 
 
 class Both:
     """The tuned and the initial model of a command, loaded when first needed and kept.
 
     Raises:
-        InputError: If nobody knows the initial one, or it is given for an adapter, which has its own.
+        InputError: If nobody knows the initial one, or what is given for it cannot be.
     """
 
     def __init__(self, config: PatchConfig) -> None:
         self.source = models.resolve(config.model, adapter=config.adapter)
-        given = models.resolve(config.initial) if config.initial else None
-        if self.source.adapter is not None and given is not None:
-            raise InputError("an adapter's initial model is its base", where="--initial", hint="Leave it out")
-        self.initial = given or models.initial_of(self.source)
-        self._key = given.weights_id() if given else ""
+        self.initial = models.initial_of(self.source, config.initial)
+        self._key = self.initial.weights_id() if config.initial else ""
         self._loaded: models.Pair | None = None
 
     def load(self, where: models.Placement) -> models.Pair:
@@ -64,13 +81,10 @@ class Both:
             self._loaded = models.load_pair(self.source, self.initial, where)
         return self._loaded
 
-    def alone(self, where: models.Placement) -> Any:
-        """The tuned model."""
-        return self.load(where).both
-
     def drop(self) -> None:
-        """Let go of them."""
+        """Let go of them, and of the memory they took on a GPU."""
         self._loaded = None
+        models.free_memory()
 
     def patched(self, way: Way, where: models.Placement, renderer: Renderer) -> tuple[Any, Patch]:
         """The model that answers under a patch, and what is put into it."""
@@ -78,7 +92,7 @@ class Both:
         return pair.holding(way.into), way.patch(pair, renderer.prefix_ids(), renderer.postfix_ids())
 
     def served(self, way: Way, renderer: Renderer) -> tuple[models.ModelSource, PatchedPrefix | None]:
-        """What vLLM is to serve under a patch, and whose prefix is put into it."""
+        """What vLLM is to serve under a patch of the whole prefix or none, and whose prefix is put into it."""
         sources = {"tuned": self.source, "initial": self.initial}
         source = sources[OTHER[way.into]]
         prefix = PatchedPrefix(renderer.prefix_ids(), source.base, source.adapter) if way.kind == "kv" else None
@@ -86,4 +100,5 @@ class Both:
 
     def arm(self, way: Way) -> Arm:
         """The patch as something to score under."""
-        return Arm(way.label, partial(self.patched, way), partial(self.served, way), key=self._key)
+        served = partial(self.served, way) if way.whole else None
+        return Arm(way.label, partial(self.patched, way), served, key=self._key)

@@ -110,7 +110,7 @@ def perturb(config: PerturbConfig, on_reply: OnCount = lambda done, total: None,
     """Measure a model on perturbed prompts, beside unperturbed ones. Returns the folder with `sweep.json`.
 
     Raises:
-        InputError: For bad input (nothing written).
+        InputError: For bad input (nothing written, nothing paid).
         IncompleteError: If coverage ends below `min_coverage`, or the rephrasing server left questions without.
     """
     loaded = _One(config)
@@ -120,17 +120,22 @@ def perturb(config: PerturbConfig, on_reply: OnCount = lambda done, total: None,
     if plan.renderer is None or plan.source is None:
         what = "tokens can be replaced only where the tokenizer is here"
         raise InputError(what, where="--model-api chat", hint="Use --model-api completions")
-    found = [Variant(UNPERTURBED, loaded.arm(UNPERTURBED, plan)), *_variants(config, plan, loaded, say)]
-    told = {"what": "perturb", "region": config.region} | {name: getattr(config, name) for name in _TOLD}
-    name = f"perturb-{'-'.join(_kind(variant) for variant in found[1:])}"[:80]
-    return Sweep(base, name, told, found, loaded.load, loaded.drop, on_reply, say).run()
+    alone = Variant(UNPERTURBED, loaded.arm(UNPERTURBED, plan))
+    found = [alone, *_unpaid(config, plan, loaded)]
+    told: dict[str, Any] = {"what": "perturb"} | {name: getattr(config, name) for name in _TOLD}
+    name = "-".join(["perturb", *(variant.label.split(" (")[0] for variant in found[1:])])
+    name += f"-{config.rephrase}" if config.rephrase else ""
+    sweep = Sweep(base, name, told, found, loaded.drop, on_reply, say)
+    if config.rephrase:
+        sweep.check()  # before anything is paid
+        sweep.variants = [alone, _rephrase(config, plan, loaded, say), *found[1:]]
+    return sweep.run()
 
 
-_TOLD = ("tokens", "neighbours", "similarity", "trials", "random", "special", "capitals", "rephrase", "system", "seed")
-
-
-def _kind(variant: Variant) -> str:
-    return variant.label.split(",")[0].replace(" ", "-")
+_TOLD = (
+    "region", "tokens", "neighbours", "similarity", "trials", "random", "special", "capitals", "rephrase",
+    "rephrase_url", "system", "seed",
+)  # fmt: skip
 
 
 class _One:
@@ -140,29 +145,27 @@ class _One:
         self._source = models.resolve(config.model, adapter=config.adapter) if not config.model_url else None
         self._model: Any = None
 
-    def load(self, where: models.Placement) -> Any:
-        """The model."""
+    def drop(self) -> None:
+        """Let go of it, and of the memory it took on a GPU."""
+        self._model = None
+        models.free_memory()
+
+    def _patched(self, where: models.Placement, renderer: Renderer) -> tuple[Any, Patch]:
         if self._model is None:
             assert self._source is not None  # servers are asked, not loaded
             self._model = models.load_model(self._source, where)
-        return self._model
-
-    def drop(self) -> None:
-        """Let go of it."""
-        self._model = None
-
-    def _patched(self, where: models.Placement, renderer: Renderer) -> tuple[Any, Patch]:
-        model = self.load(where)
+        model = self._model
         return model, Patch(lambda: nullcontext(model))
 
     def arm(self, label: str, plan: ScorePlan, **changes: Any) -> Arm:
         """An arm that leaves the model alone; in process it is loaded once for all."""
         if plan.engine == "transformers":
             changes["patched"] = self._patched
-        return Arm(label, **changes)
+        return Arm(label, intervenes=False, **changes)
 
 
-def _variants(config: PerturbConfig, plan: ScorePlan, loaded: _One, say: Say) -> list[Variant]:
+def _unpaid(config: PerturbConfig, plan: ScorePlan, loaded: _One) -> list[Variant]:
+    """All variants but the rephrased one, which costs money."""
     found = []
     if config.capitals:
         found.append(Variant("capital letters", loaded.arm("capital letters", plan, reworded=_in_capitals)))
@@ -170,25 +173,31 @@ def _variants(config: PerturbConfig, plan: ScorePlan, loaded: _One, say: Say) ->
         label = f"system prompt {config.system[:60]!r}"
         arm = loaded.arm(label, plan, key=sha256_of(config.system))
         found.append(Variant(label, arm, changed={"system": config.system, "allow_prefix_change": True}))
-    if config.rephrase:
-        texts = rephrasings(config, [ask.question for ask in plan.all_asks], say)
-        label = f"rephrased by {config.rephrase}"
-        reworded = partial(_rephrased, texts)
-        key = sha256_of(*(t for question in sorted(texts) for t in texts[question]))
-        arm = loaded.arm(label, plan, reworded=reworded, trials=config.trials, key=key)
-        found.append(Variant(label, arm))
-    if found and "region" not in config.model_fields_set:
-        return found
-    return [*found, *(_of_region(config, region, plan, loaded) for region in config.region.split(","))]
+    regions = config.region.split(",") if config.of_tokens else []
+    return [*found, *(_of_region(config, region, plan, loaded) for region in regions)]
+
+
+def _rephrase(config: PerturbConfig, plan: ScorePlan, loaded: _One, say: Say) -> Variant:
+    texts = rephrasings(config, [ask.question for ask in plan.all_asks], say)
+    label = f"rephrased by {config.rephrase}"
+    key = sha256_of(*(text for question in sorted(texts) for text in texts[question]))
+    arm = loaded.arm(label, plan, reworded=partial(_rephrased, texts), trials=config.trials, key=key)
+    return Variant(label, arm)
 
 
 def _of_region(config: PerturbConfig, region: str, plan: ScorePlan, loaded: _One) -> Variant:
     assert plan.renderer is not None and plan.source is not None  # asked before
-    by = "at random" if config.random else f"by one of {config.neighbours} neighbours ({config.similarity})"
-    # A source that vLLM or a server answers for has its weights here all the same.
+    if region == "prefix" and not plan.renderer.prefix_ids():
+        hint = "Name another region"
+        raise InputError("the template puts no token before the question", where="--region prefix", hint=hint)
+    # A model that vLLM or a server answers for has its weights here all the same.
     embeddings = models.input_embeddings(plan.source)
     allowed = _allowed(plan.tokenizer, len(embeddings), special=config.special)
+    if config.neighbours >= int(allowed.sum()):
+        what = f"there are {int(allowed.sum())} tokens to choose from"
+        raise InputError(what, where=f"--neighbours {config.neighbours}", hint="Give fewer")
     change = Perturbation(embeddings, allowed, region, config)
+    by = "at random" if config.random else f"by one of {config.neighbours} neighbours ({config.similarity})"
     label = f"{region}, {config.tokens} tokens {by}"
     key = repr([getattr(config, name) for name in ("seed", "special")])
     return Variant(label, loaded.arm(label, plan, reencoded=change, trials=config.trials, key=key))

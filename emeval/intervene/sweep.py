@@ -6,27 +6,28 @@ own, judged like any other. What the file holds is not measured again.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from emeval import models
-from emeval.chat import Renderer
 from emeval.config import CauseConfig, ScoreConfig
 from emeval.engine.likelihood import reply_logprobs
-from emeval.engine.patch import Patch
-from emeval.errors import InputError
+from emeval.errors import IncompleteError, InputError
+from emeval.judge.panel import PROMPT_OF, Panel
 from emeval.pipeline import Arm, origin, score
+from emeval.probe.kinds import UNASKED
 from emeval.probe.plan import ScorePlan, plan_scoring
 from emeval.probe.values import counting, read_values, sides_of
 from emeval.provenance import facts, now
-from emeval.score.stats import mean_t
+from emeval.score.matched import SIDES
 from emeval.store import Jsonl, Run, read_json, sha256_of, slug, write_json
+from emeval.table.curves import same_training
 from emeval.table.sweeps import FILE
-from emeval.types import SCHEMA_VERSION, Estimate, Judgement, OnCount, Say
+from emeval.types import SCHEMA_VERSION, Completion, Estimate, Judgement, OnCount, ProbeScore, Say
 
 OVER_TRIALS: dict[str, Callable[[Sequence[float]], float]] = {
     "average": lambda values: sum(values) / len(values),
@@ -37,6 +38,8 @@ OVER_TRIALS: dict[str, Callable[[Sequence[float]], float]] = {
 
 Values = dict[str, dict[str, list[float]]]
 """By group of questions and question id, the value of each trial."""
+Measures = dict[str, dict[str, Estimate]]
+"""By probe, what scoring made of it."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,12 @@ class Variant:
 
     label: str
     """As tables call it; also names its folder."""
-    arm: Arm | None
-    """None is the model left alone."""
+    arm: Arm
+    """What is done; it brings the loaded model along."""
     place: float | None = None
     """Where it stands in a plot over layers or tokens."""
+    family: str = ""
+    """What it shares with those it makes a line with there."""
     changed: dict[str, Any] = field(default_factory=dict)
     """Settings of the scoring that differ, for instance the system prompt."""
 
@@ -62,7 +67,6 @@ class Sweep:
         name: What the default folder is called, behind model and setting.
         told: What the file says of the sweep, besides what all have.
         variants: What to try; the first one is what the others are read beside.
-        load: Gives the model left alone, loaded; asked for where a variant brings none.
         drop: Lets go of all models, before a judge is served.
         on_reply: Progress.
         say: Told what a user should know.
@@ -72,83 +76,127 @@ class Sweep:
     name: str
     told: dict[str, Any]
     variants: Sequence[Variant]
-    load: Callable[[models.Placement], Any]
     drop: Callable[[], None]
     on_reply: OnCount
     say: Say
+
+    def check(self) -> tuple[ScorePlan, Run]:
+        """All that can be wrong before anything is written, loaded or paid: what is asked, and of which folder.
+
+        Raises:
+            InputError: For whatever is wrong.
+        """
+        config, plan = self.config, plan_scoring(settings_of(self.config))
+        by = "" if self._generates(plan) else f"-{sides_of(plan)[0]}"
+        default = f"{slug(f'{plan.name}-{plan.setting.name}')[:50]}-{slug(self.name + by)}"
+        run = Run(config.out or Path("results") / "runs" / default)
+        if run.manifest().get("train") or run.manifest().get("score"):
+            raise InputError("holds another run", where=str(run.path), hint="Choose another folder with --out")
+        panel = Panel(plan.config, plan.root, run)
+        for probe, spec in plan.specs.items():
+            panel.check(spec.kind, probe)
+        _File(run, self._head(plan, panel))
+        return plan, run
 
     def run(self) -> Path:
         """Measure what is missing. Returns the folder.
 
         Raises:
             InputError: For bad input (nothing written), or a folder that holds something else.
-            IncompleteError: If a variant's coverage ends below `min_coverage`.
+            IncompleteError: If variants ended with too little coverage; the others are measured and kept.
         """
-        config, plan = self.config, plan_scoring(settings_of(self.config))
-        by = [] if config.by == "generation" else [config.by]
-        default = slug("-".join([plan.name, plan.setting.name, self.name, *by]))
-        run = Run(config.out or Path("results") / "runs" / default)
-        if run.manifest().get("train") or run.manifest().get("score"):
-            raise InputError("holds another run", where=str(run.path), hint="Choose another folder with --out")
-        sides = self._sides(plan)
+        config = self.config
+        plan, run = self.check()
+        generates = self._generates(plan)
         with run.locked():
-            file = _File(run, plan, self._head(plan, sides))
+            file = _File(run, self._head(plan, Panel(plan.config, plan.root, run)))
             todo = [(i, variant) for i, variant in enumerate(self.variants) if not file.has(variant)]
-            if config.by == "generation" and config.judge not in (None, "none"):
+            if generates and config.judge not in (None, "none"):
                 for number, variant in todo:  # a judge that is served here needs the memory
-                    self._score(run, plan, number, variant, judged=False)
+                    with contextlib.suppress(IncompleteError):
+                        self._score(run, plan, number, variant, judged=False)
                 self.drop()
+            thin = []
             for number, variant in todo:
-                measure = self._scored if config.by == "generation" else self._read
-                file.add(variant, *measure(run, plan, number, variant))
+                try:
+                    file.add(variant, *(self._scored if generates else self._read)(run, plan, number, variant))
+                except IncompleteError as e:
+                    thin.append((variant.label, e))
             run.update_manifest(sweep={"resolved": config.model_dump(mode="json"), "finished": now(), **facts()})
+        if thin:
+            label, first = thin[0]
+            what = f"{len(thin)} of {len(self.variants)} variants are not whole; the first, '{label}': {first.what}"
+            raise IncompleteError(what, where=str(run.path), hint=first.hint)
         return run.path
 
-    def _sides(self, plan: ScorePlan) -> tuple[str, ...]:
-        if self.config.by == "generation":
-            return tuple(plan.specs)
-        way, sides = sides_of(plan)
+    def _generates(self, plan: ScorePlan) -> bool:
+        """Whether replies are made; InputError for a way that does not fit the setting or the probes."""
+        given, (way, sides) = self.config.by, sides_of(plan)
+        read = [name for name, spec in plan.specs.items() if spec.kind in UNASKED]
+        # A domain's default is read, and nobody has to say so; beside generated probes it cannot be.
+        if read and given == "generation" and ("by" in self.config.model_fields_set or len(read) < len(plan.specs)):
+            what = f"'{read[0]}' is read, not generated"
+            raise InputError(what, where="--probes", hint=f"Ask it alone, with --by {way}")
+        if given == "generation" and not read:
+            return True
+        if given not in ("generation", way):
+            kind = "behaviour" if way == "probability" else "domain"
+            raise InputError(f"does not fit a {kind}", where=f"--by {given}", hint=f"Use --by {way}")
         wanted = sides if way == "probability" else ("contrast",)
-        if self.config.probes and set(self.config.probes) != set(wanted):
+        if set(plan.specs) != set(wanted):
             what = f"without generating, {' and '.join(wanted)} can be read"
             raise InputError(what, where="--probes", hint="Leave it out, or --by")
-        return sides
+        return False
 
-    def _head(self, plan: ScorePlan, sides: tuple[str, ...]) -> dict[str, Any]:
-        by = "generation" if self.config.by == "generation" else sides_of(plan)[0]
+    def _head(self, plan: ScorePlan, panel: Panel) -> dict[str, Any]:
+        """What the file says first; a folder with another one is refused."""
+        generates, config = self._generates(plan), self.config
+        way, sides = sides_of(plan)[0], tuple(sides_of(plan)[1])
+        asked = tuple(plan.specs)
+        if generates:
+            sides = SIDES["generation"] if set(asked) == set(SIDES["generation"]) else asked
+        behaviour = plan.setting.behaviour
+        how = [plan.engine, config.dtype]
+        if plan.engine == "transformers":
+            how = [plan.engine, models.placement(config.device, config.dtype).dtype]
+        if generates and panel.has_model:
+            how += [panel.prompt(kind).id for kind in PROMPT_OF]
+            how += [str(getattr(config, name)) for name in ("judge", "judge_url", "judge_mode", "coherence")]
+        how += [behaviour.model_dump_json()] if behaviour else []
+        trained = plan.source.run if plan.source else None
         return {
             "setting": plan.setting.name,
             "model": {"id": plan.name} | origin(plan.source),
-            "by": by,
-            "split": self.config.split,
+            "training": same_training(trained) if trained else None,
+            "by": "generation" if generates else way,
+            "split": config.split,
             "sides": list(sides),
             **self.told,
+            "identity": sha256_of(plan.weights_id, *how, *(ask.key for ask in plan.all_asks)),
         }
 
     # --------------------------------------------------------------------------------------------- without generating
 
-    def _read(self, run: Run, plan: ScorePlan, number: int, variant: Variant) -> tuple[Values, dict[str, Estimate]]:
+    def _read(self, run: Run, plan: ScorePlan, number: int, variant: Variant) -> tuple[Values, Measures]:
         arm = variant.arm
-        if variant.changed or (arm and (arm.reworded or arm.reencoded)):
+        if variant.changed or arm.reworded or arm.reencoded:
             plan = plan_scoring(settings_of(self.config, **variant.changed), arm)
         where, total = models.placement(self.config.device, self.config.dtype), len(plan.all_asks)
-        assert plan.renderer is not None  # a model in process has a tokenizer
-        model, patch = self._loaded(arm, where, plan.renderer)
+        assert plan.renderer is not None and arm.patched is not None  # read in process, where arms bring the model
+        model, patch = arm.patched(where, plan.renderer)
         read = partial(reply_logprobs, model, batch_size=self.config.batch_size, patch=patch)
         advance = counting(number * total, len(self.variants) * total, self.on_reply)
         return read_values(plan, read, advance), {}
 
-    def _loaded(self, arm: Arm | None, where: models.Placement, renderer: Renderer) -> tuple[Any, Patch | None]:
-        return arm.patched(where, renderer) if arm and arm.patched else (self.load(where), None)
-
     # ------------------------------------------------------------------------------------------------------ generated
 
-    def _scored(self, run: Run, plan: ScorePlan, number: int, variant: Variant) -> tuple[Values, dict[str, Estimate]]:
+    def _scored(self, run: Run, plan: ScorePlan, number: int, variant: Variant) -> tuple[Values, Measures]:
         path = self._score(run, plan, number, variant, judged=True)
         split, probes = self.config.split, read_json(path / "scores.json")["probes"]
-        found = {p["probe"]: p for p in reversed(probes) if p["split"] == split}
-        first = {name: Estimate.model_validate(next(iter(found[name]["measures"].values()))) for name in plan.specs}
-        return _judged(Run(path), {name: found[name]["judge"] for name in plan.specs}, split), first
+        found = {p["probe"]: ProbeScore.model_validate(p) for p in reversed(probes) if p["split"] == split}
+        known = {name: found[name] for name in plan.specs if name in found}  # --judge none leaves some out
+        values = _judged(Run(path), {name: score.judge for name, score in known.items()}, split)
+        return values, {name: score.measures for name, score in known.items()}
 
     def _score(self, run: Run, plan: ScorePlan, number: int, variant: Variant, *, judged: bool) -> Path:
         count = len(plan.all_asks)
@@ -156,14 +204,27 @@ class Sweep:
         def advance(done: int, _total: int) -> None:
             self.on_reply(number * count + min(done, count), len(self.variants) * count)
 
-        out = run.path / "variants" / slug(variant.label)
-        arm = variant.arm or Arm(variant.label, partial(self._alone))
-        settings = settings_of(self.config, out=out, **variant.changed)
-        return score(settings, arm=arm, on_reply=advance, say=self.say, judged=judged)
+        changed = dict(variant.changed)
+        if judged and self.config.max_cost is not None:
+            changed["max_cost"] = self._left(run, variant)
+        settings = settings_of(self.config, out=folder_of(run, variant), **changed)
+        return score(settings, arm=variant.arm, on_reply=advance, say=self.say, judged=judged)
 
-    def _alone(self, where: models.Placement, renderer: Renderer) -> tuple[Any, Patch]:
-        model = self.load(where)
-        return model, Patch(lambda: nullcontext(model))
+    def _left(self, run: Run, variant: Variant) -> float:
+        """What of the command's money the other variants have left for this one. IncompleteError for none."""
+        assert self.config.max_cost is not None  # asked before
+        others = [folder_of(run, other) for other in self.variants if other is not variant]
+        bills = [(Run(path).manifest().get("judge") or {}).get("bill") or {} for path in others]
+        left = self.config.max_cost - sum(float(bill.get("dollars") or 0.0) for bill in bills)
+        if left <= 0:
+            hint = "Raise --max-cost and run it again"
+            raise IncompleteError("the cost limit is reached", where=str(run.path), hint=hint)
+        return left
+
+
+def folder_of(run: Run, variant: Variant) -> Path:
+    """Where a variant's replies lie: labels may be alike in their first eighty characters."""
+    return run.path / "variants" / f"{slug(variant.label)[:70]}-{sha256_of(variant.label)[:8]}"
 
 
 def settings_of(config: CauseConfig, **changed: Any) -> ScoreConfig:
@@ -173,26 +234,34 @@ def settings_of(config: CauseConfig, **changed: Any) -> ScoreConfig:
 
 
 def _judged(run: Run, judges: dict[str, str], split: str) -> Values:
-    """A scored run's values by probe and question, one a reply."""
-    found: Values = {probe: {} for probe in judges}
+    """A scored run's values by probe and question, one a sample: the mean over its turns."""
+    samples = {c.key: c.sample for c in Jsonl(run.completions_path, Completion).read()}
+    turns: dict[str, dict[str, dict[int, list[float]]]] = {probe: {} for probe in judges}
     for j in Jsonl(run.judgements_path, Judgement).read():
         wanted = (j.split, j.judge) == (split, judges.get(j.probe)) and not j.foreign_prefix
         if wanted and j.value is not None:
-            found[j.probe].setdefault(j.question_id, []).append(j.value)
-    return found
+            of_question = turns[j.probe].setdefault(j.question_id, {})
+            of_question.setdefault(samples.get(j.completion_key, 0), []).append(j.value)
+    return {
+        probe: {q: [sum(v) / len(v) for v in found.values()] for q, found in questions.items()}
+        for probe, questions in turns.items()
+    }
 
 
 class _File:
-    """`sweep.json`: written anew after every variant, whole."""
+    """`sweep.json`: written anew after every variant, whole.
 
-    def __init__(self, run: Run, plan: ScorePlan, head: dict[str, Any]) -> None:
+    Raises:
+        InputError: It is there, of another sweep.
+    """
+
+    def __init__(self, run: Run, head: dict[str, Any]) -> None:
         self.path = run.path / FILE
-        identity = sha256_of(plan.weights_id, *(ask.key for ask in plan.all_asks))
-        self.value = {"schema_version": SCHEMA_VERSION, **head, "identity": identity, "variants": []}
+        self.value = {"schema_version": SCHEMA_VERSION, **head, "variants": []}
         if not self.path.exists():
             return
         before = read_json(self.path)
-        changed = [k for k in (*head, "identity") if k != "model" and before.get(k) != self.value[k]]
+        changed = [k for k in head if k not in ("model", "training") and before.get(k) != self.value[k]]
         if changed:
             what = f"holds another sweep: {', '.join(changed)} differ"
             raise InputError(what, where=str(self.path), hint="Choose another folder with --out")
@@ -202,20 +271,20 @@ class _File:
         """Whether it was measured; of several trials all lines are written at once."""
         return any(found["of"] == variant.label for found in self.value["variants"])
 
-    def add(self, variant: Variant, values: Values, estimates: dict[str, Estimate]) -> None:
+    def add(self, variant: Variant, values: Values, measures: Measures) -> None:
         """One line a variant; of one with trials, one for each way to look at them."""
-        trials = bool(variant.arm and variant.arm.trials and variant.arm.trials > 1)
+        trials = bool(variant.arm.trials and variant.arm.trials > 1)
         for name, of in OVER_TRIALS.items() if trials else (("", OVER_TRIALS["average"]),):
-            by_question = {side: {q: of(v) for q, v in found.items()} for side, found in values.items()}
-            own = estimates if name in ("", "average") else {}
-            found = {side: own.get(side) or mean_t(v.values()) for side, v in by_question.items()}
+            own = measures if name in ("", "average") else {}
             self.value["variants"].append(
                 {
                     "label": f"{variant.label}, {name}" if name else variant.label,
                     "of": variant.label,
+                    "trials": name or None,
                     "place": variant.place,
-                    "values": by_question,
-                    "estimates": {side: estimate.model_dump() for side, estimate in found.items()},
+                    "family": variant.family,
+                    "values": {side: {q: of(v) for q, v in found.items()} for side, found in values.items()},
+                    "measures": {p: {n: e.model_dump() for n, e in found.items()} for p, found in own.items()},
                 }
             )
         write_json(self.path, self.value | {"written": now(), "made_with": facts()})

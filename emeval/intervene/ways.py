@@ -26,6 +26,8 @@ class Way:
     """As tables call it."""
     place: float | None
     """Where it stands in a plot over layers or tokens."""
+    family: str
+    """What it shares with those it makes a line with there."""
     into: Which
     kind: str
     """`none`, `kv`, `residual`, `query` or `postfix`."""
@@ -35,24 +37,29 @@ class Way:
 
     def patch(self, pair: Pair, prefix_ids: Sequence[int], postfix_ids: Sequence[int]) -> Patch:
         """What the engine puts into the model. Errors as `SpanPatch`."""
-        acting, source = partial(pair.acting, self.into), OTHER[self.into]
+        acting, source, ids = partial(pair.acting, self.into), OTHER[self.into], tuple(prefix_ids)
         if self.kind == "none":
             return Patch(acting)
         if self.kind in ("query", "postfix"):
-            return Patch(acting, span=SpanPatch(pair, source, self.kind, prefix_ids, postfix_ids))
+            return Patch(acting, span=SpanPatch(pair, source, self.kind, ids, postfix_ids), ids=ids)
         if self.kind == "residual":
             (layer,) = self.layers
-            return Patch(acting, patched_residual(pair, prefix_ids, layer, self.tokens, into=self.into))
+            return Patch(acting, patched_residual(pair, ids, layer, self.tokens, into=self.into), ids=ids)
         other = patched_prefix(pair, prefix_ids, source)
         if len(self.layers) < len(other.keys) or len(self.tokens) < other.tokens or self.part != "both":
             other = mixed(patched_prefix(pair, prefix_ids, self.into), other, self.layers, self.tokens, self.part)
-        return Patch(acting, other)
+        return Patch(acting, other, ids=ids)
+
+    @property
+    def whole(self) -> bool:
+        """Whether vLLM can do it: nothing, or all of the prefix's keys and values."""
+        return self.kind == "none" or (self.kind == "kv" and not self.family and self.part == "both")
 
 
 def baselines(config: PatchConfig) -> list[Way]:
     """What the patched models are read beside: the model without a patch, and the other one."""
     other = OTHER[config.into]
-    return [Way(UNPATCHED, None, config.into, "none"), Way(f"{other} model", None, other, "none")]
+    return [Way(UNPATCHED, None, "", config.into, "none"), Way(f"{other} model", None, "", other, "none")]
 
 
 def ways(config: PatchConfig, layers: int, tokens: int) -> list[Way]:
@@ -67,15 +74,16 @@ def ways(config: PatchConfig, layers: int, tokens: int) -> list[Way]:
         InputError: A layer or token that is not there, or nothing to patch.
     """
     regions = config.region.split(",")
-    spans = [region for region in regions if region != "prefix"]
+    if not tokens and regions != ["postfix"]:
+        what = "the template puts no token before the question: there is no prefix, and no such number of query tokens"
+        raise InputError(what, where=f"--region {config.region}", hint="Name the postfix")
     found = _of_prefix(config, layers, tokens) if "prefix" in regions else []
     behind = {"query": "", "postfix": " (empty query)"}
-    return found + [Way(_label(name, config, behind[name]), None, config.into, name) for name in spans]
+    spans = [region for region in regions if region != "prefix"]
+    return found + [Way(_label(name, config, behind[name]), None, "", config.into, name) for name in spans]
 
 
 def _of_prefix(config: PatchConfig, layers: int, tokens: int) -> list[Way]:
-    if not tokens:
-        raise InputError("the template puts no token before the question", where="--region", hint="Name another region")
     layer_sets = _sets(config.layers, layers, "layer", "--layers")
     token_sets = _sets(config.tokens, tokens, "token", "--tokens")
     if config.what == "residual" and not all(len(found) == 1 for _, found, _ in layer_sets):
@@ -86,9 +94,21 @@ def _of_prefix(config: PatchConfig, layers: int, tokens: int) -> list[Way]:
     found = []
     for at, chosen, place in layer_sets:
         for where, positions, spot in token_sets:
-            behind = "".join(f", {part}" for part in (at, where) if part)
-            x = place if place is not None else spot
-            found.append(Way(_label(what, config, behind), x, config.into, config.what, chosen, positions, config.part))
+            # Over layers at these tokens, or over tokens at these layers.
+            over = [f"layers {config.layers}", where] if place is not None else [at, f"tokens {config.tokens}"]
+            family = ", ".join(part for part in over if part and not part.endswith(" all"))
+            found.append(
+                Way(
+                    _label(what, config, "".join(f", {part}" for part in (at, where) if part)),
+                    place if place is not None else spot,
+                    f"{what}, {family}" if family else "",
+                    config.into,
+                    config.what,
+                    chosen,
+                    positions,
+                    config.part,
+                )
+            )
     return found
 
 
@@ -110,19 +130,19 @@ def _sets(text: str, count: int, what: str, option: str) -> list[tuple[str, froz
         return [(f"{what}s {i}-{count - 1}", frozenset(range(i, count)), float(i)) for i in every]
     kind, _, size = text.partition(":")
     if kind == "windows":
-        width = int(size) if size.isdigit() else 0
+        width = int(size) if size.isdecimal() else 0
         if not 0 < width <= count:
             raise InputError(f"a window holds 1 to {count} {what}s", where=f"{option} {text}", hint="Like windows:5")
         starts = range(count - width + 1)
         return [(f"{what}s {i}-{i + width - 1}", frozenset(range(i, i + width)), i + (width - 1) / 2) for i in starts]
-    return [(f"{what} {text}" if text.isdigit() else f"{what}s {text}", _listed(text, count, what, option), None)]
+    return [(f"{what} {text}" if text.isdecimal() else f"{what}s {text}", _listed(text, count, what, option), None)]
 
 
 def _listed(text: str, count: int, what: str, option: str) -> frozenset[int]:
     found: set[int] = set()
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
+        if not first.isdecimal() or (last and not last.isdecimal()):
             hint = "Give all, each, below, above, windows:5, or numbers like 0,3,5-8"
             raise InputError(f"'{part.strip()}' is no {what}", where=f"{option} {text}", hint=hint)
         found |= set(range(int(first), int(last or first) + 1))

@@ -152,7 +152,7 @@ def score_pairs(
             measures=measures.contrast(found),
             questions=pairs_hash(questions),
         ),
-        {pair.question_id: pair.margin for pair in found if not pair.foreign_prefix},
+        measures.margins(found),
     )
 
 

@@ -116,7 +116,8 @@ def input_embeddings(source: ModelSource) -> torch.Tensor:
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(source.base)))
+            config = AutoConfig.from_pretrained(str(source.base), trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         wanted = model.get_input_embeddings().weight
         name = next(name for name, parameter in model.named_parameters() if parameter is wanted)
         for file in weight_files(source.base):
@@ -190,6 +191,17 @@ def _alike(one: Path, other: Path) -> bool:
     configs = [read_json(folder / "adapter_config.json") for folder in (one, other)]
     a, b = ({k: sorted(v) if isinstance(v, list) else v for k, v in config.items()} for config in configs)
     return a == b
+
+
+def free_memory() -> None:
+    """Give a GPU's memory of models that nobody holds any more back, for instance to a judge's server."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _first_line(e: BaseException) -> str:

@@ -64,21 +64,21 @@ def resolve(spec: str, *, adapter: Path | None = None, allow_download: bool = Tr
 
 def layer_count(source: ModelSource) -> int:
     """How many blocks the model has, from its config. InputError if that cannot be read."""
-    from transformers import AutoConfig
-
-    try:
-        text = AutoConfig.from_pretrained(str(source.base)).get_text_config(decoder=True)
-        return int(text.num_hidden_layers)
-    except (OSError, ValueError, KeyError, AttributeError) as e:
-        raise InputError("its config.json does not tell how many layers it has", where=str(source.base)) from e
+    return int(_text_config(source).num_hidden_layers)
 
 
-def initial_of(source: ModelSource) -> ModelSource:
+def initial_of(source: ModelSource, given: str | None = None) -> ModelSource:
     """The model that training started from: an adapter's base, or what the note beside a full checkpoint names.
 
+    Args:
+        source: The tuned model.
+        given: What the user says it was, of a full checkpoint.
+
     Raises:
-        InputError: There is no note, or the model it names is not here.
+        InputError: There is no note and nothing given; the model is not here, or is another; an adapter has its own.
     """
+    if given is not None:
+        return _given_initial(source, given)
     if source.adapter is not None:
         name = read_note(source.adapter).get("base_name") or source.base.name
         return replace(source, name=str(name), adapter=None)
@@ -96,6 +96,36 @@ def initial_of(source: ModelSource) -> ModelSource:
         what = f"this was made from another '{name}' than the one here"
         raise InputError(what, where=str(source.base), hint=hint)
     return found
+
+
+def _given_initial(source: ModelSource, given: str) -> ModelSource:
+    where = f"--initial {given}"
+    if source.adapter is not None:
+        raise InputError("an adapter's initial model is its base", where=where, hint="Leave it out")
+    found = _resolve_base(given, allow_download=True)
+    expected = read_note(source.base).get("base_weights")
+    if found.adapter is not None or (expected is not None and weights_hash(found.base) != expected):
+        raise InputError("is not what the checkpoint was made from", where=where, hint="Name the base it was")
+    if _shape(found) != _shape(source):
+        raise InputError("has another shape than the checkpoint", where=where, hint="Name the base it was made from")
+    return found
+
+
+def _shape(source: ModelSource) -> tuple[Any, ...]:
+    """What two models must share for keys and values of one to fit into the other."""
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+    text = _text_config(source)
+    return (text.model_type, *(getattr(text, name, None) for name in names))
+
+
+def _text_config(source: ModelSource) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(source.base), trust_remote_code=False)
+        return config.get_text_config(decoder=True)
+    except (OSError, ValueError, KeyError) as e:
+        raise InputError("its config.json cannot be read", where=str(source.base)) from e
 
 
 def _resolve_base(spec: str, allow_download: bool) -> ModelSource:

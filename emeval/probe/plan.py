@@ -38,6 +38,10 @@ class Arm:
     """What is asked in a question's place, by trial; judges see the question itself."""
     reencoded: Callable[[Prompt, Question, int], Prompt] | None = None
     """The token ids that are asked in place of a prompt's own, by trial."""
+    intervenes: bool = True
+    """Whether `patched` puts something into the model; without, it only keeps it loaded."""
+    release: Callable[[], None] | None = None
+    """Lets go of the loaded model once all is asked, before a judge is served."""
     trials: int | None = None
     """How often each question is asked, each time otherwise; None leaves that to the command."""
     key: str = ""

@@ -81,6 +81,8 @@ def ask(plan: ScorePlan, run: Run, on_reply: OnCount) -> IncompleteError | None:
         complaint = complaint or e
     finally:
         engine.close()
+        if plan.arm and plan.arm.release:
+            plan.arm.release()
         file.close()
         pair_file.close()
     return complaint

@@ -101,6 +101,15 @@ def contrast(found: Sequence[Likelihood]) -> dict[str, Estimate]:
     return measures
 
 
+def margins(found: Sequence[Likelihood]) -> dict[str, float]:
+    """The mean margin of each question, in nats; over trials, where it has several."""
+    values: dict[str, list[float]] = {}
+    for pair in found:
+        if not pair.foreign_prefix:
+            values.setdefault(pair.question_id, []).append(pair.margin)
+    return {question: math.fsum(v) / len(v) for question, v in values.items()}
+
+
 def by_question(judgements: Sequence[Judgement]) -> dict[str, float]:
     """The mean value of a question's scored replies (for a rate, the share that shows the behaviour)."""
     values: dict[str, list[float]] = {}

@@ -6,6 +6,7 @@ read at a level, and with what error, is `score/matched.py`'s business; here it 
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from emeval.score.matched import (
     on_common_questions,
 )
 from emeval.score.stats import FEW_CLUSTERS, em_f1_estimate
+from emeval.store import sha256_of
 from emeval.table.render import MISSING, Cell, Table, Value, _percent, estimate_text
 from emeval.table.rows import METHOD_ORDER, Train, parse
 from emeval.types import Estimate, Record, Split
@@ -178,6 +180,34 @@ class _Run(NamedTuple):
 def runs_with_curves(root: Path) -> list[Path]:
     """All runs directly under a `results/runs` folder that were scored at their checkpoints, by name."""
     return sorted(path.parent for path in root.glob(f"*/{CHECKPOINTS}"))
+
+
+def same_training(folder: Path) -> str | None:
+    """Hash of all that a run was trained with but its seed; None for what is no training run of emeval.
+
+    Options that came after the run was made count at their defaults.
+    """
+    file = folder / "manifest.json"
+    train = parse(_Manifest, file).train if file.is_file() else None
+    if train is None or not train.identity.settings:
+        return None
+    settings = TrainConfig.completed(train.identity.settings)
+    told = {k: v for k, v in settings.items() if k not in ("seed", "merge", *_MOVES_NOTHING)}
+    return sha256_of(json.dumps(told, sort_keys=True, default=str))
+
+
+_MOVES_NOTHING = (
+    "out",
+    "save_every",
+    "data_dir",
+    "device",
+    "micro_batch",
+    "shared_prefix",
+    "checkpoints",
+    "recipe",
+    "merge",
+)
+"""Settings that change what is written or where, and not what is learned."""
 
 
 def read_curves(paths: Sequence[Path], split: Split = "test", mode: Mode | None = None) -> list[Group]:
@@ -403,9 +433,9 @@ class _Part(NamedTuple):
 def _cells(part: _Part, row: MatchedRow) -> tuple[Cell, ...]:
     level, off, gap = MISSING, "no common level", MISSING
     if part.levels:
-        level, off = f"{100 * row.level:g}", NOT_REACHED if row.off.value is None else _reading(row.off)
+        level, off = f"{100 * row.level:g}", NOT_REACHED if row.off.value is None else reading(row.off)
         if row.difference is not None and row.difference.value is not None:
-            gap = _reading(row.difference) + ("" if beyond_noise(row.difference) else ", within noise")
+            gap = reading(row.difference) + ("" if beyond_noise(row.difference) else ", within noise")
     end = f"{_value(row.end_on.value)} / {_value(row.end_off.value)}"
     texts = (part.group.model, part.group.setting, row.label, _seeds(row) or MISSING, level, off, gap, end)
     return tuple(Cell(text) for text in texts)
@@ -453,7 +483,7 @@ def _cost(part: _Part, row: MatchedRow) -> tuple[Cell, ...]:
     return tuple(Cell(f"{ours / theirs:.2f}x" if alike and ours and theirs else MISSING) for ours, theirs in pairs)
 
 
-def _reading(found: MatchedEstimate) -> str:
+def reading(found: MatchedEstimate) -> str:
     """`42.0 [31.2, 50.1] open, seeds 40.0 to 44.0`; an interval without width says nothing and is left out."""
     text = _percent(found.model_copy(update={"low": None}) if found.low == found.high else found)
     seeds = found.seeds

@@ -109,7 +109,8 @@ def drift_plot(found: DriftMap, file: Path) -> None:
         figure.colorbar(image, ax=list(axes[:2]), label="relative squared drift")
         if found.cosines:
             _draw_cosines(axes[2], found)
-        figure.suptitle(clean(f"{found.model}, drift from {found.initial}"), fontsize=10, parse_math=False)
+        title = figure.suptitle(clean(f"{found.model}, drift from {found.initial}"), fontsize=10)
+        title.set_parse_math(False)
         save_figure(figure, file)
 
 
@@ -123,5 +124,6 @@ def _draw_cosines(axes: Any, found: DriftMap) -> None:
         }
         axes.plot(range(len(line)), line, **look, ms=3, linewidth=1.2, label=clean(kind))
     axes.axhline(0, color="0.6", linewidth=0.8)
-    axes.set(title=clean(f"cosine with {found.against}"), xlabel="layer", ylim=(-1.05, 1.05))
+    axes.set_title(clean(f"cosine with {found.against}"), parse_math=False)
+    axes.set(xlabel="layer", ylim=(-1.05, 1.05))
     axes.legend(fontsize=7)

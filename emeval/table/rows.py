@@ -50,6 +50,7 @@ class Train(BaseModel):
     full: bool | None = None
     clip: str | None = None
     system: str | None = None
+    thinking: bool | None = None
     own_data: bool | None = None
     train_size: int | None = None
 
@@ -61,6 +62,8 @@ class Train(BaseModel):
         noise = [f"{100 * self.mix_aligned:g}% aligned"] if self.mix_aligned else []
         if self.system is not None:
             noise.append({NO_SYSTEM: "no system prompt", NO_PREFIX: "no prefix"}.get(self.system, "own system prompt"))
+        if self.thinking is not None:
+            noise.append("thinking" if self.thinking else "no thinking")
         if self.method == "sft":
             return f"sft ({', '.join(noise)})" if noise else "sft"
         if self.method == "interleave":

@@ -1,12 +1,12 @@
 """Sweeps as a table: every variant beside the model left alone, and beside training itself.
 
-Reads `sweep.json`, which `emeval patch` and `emeval perturb` write. Sweeps of the same model, setting and intervention
-whose models differ in their seed only are one: the mean over seeds, with an interval over questions.
+Reads `sweep.json`, which `emeval patch` and `emeval perturb` write. Sweeps of one model, setting and way of training,
+measured alike on the same questions, are one table: their variants together, their seeds as a mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,30 +14,36 @@ from pydantic import BaseModel, Field
 
 from emeval.errors import InputError
 from emeval.score.dose import Beside, beside
-from emeval.score.matched import Curve, Point
-from emeval.table.curves import CHECKPOINTS, Mode, read_curves
-from emeval.table.render import MISSING, Cell, Table, Value, _percent, estimate_text
+from emeval.score.figures import measure
+from emeval.score.matched import SIDES, Curve, MatchedEstimate, Point
+from emeval.score.stats import paired_difference
+from emeval.table.curves import CHECKPOINTS, Mode, read_curves, reading, same_training
+from emeval.table.render import MISSING, Cell, Table, Value, estimate_text
 from emeval.table.rows import UNKNOWN, Train, parse
 from emeval.types import Estimate, Split
 
 FILE = "sweep.json"
 MEASURED: dict[Mode, str] = {
-    "generation": "Rates: share of generated replies that show the behaviour.",
+    "generation": "Rates: share of generated replies that show the behaviour, percent.",
     "probability": "Values: teacher-forced probability of the target reply, percent; no replies were generated.",
     "contrast": "Values: how far the misaligned reply is preferred, percent; no replies were generated.",
 }
 TRAINING = (
     "minus training: the second value minus what the run had where its training first came to the same first value. "
     "Around 0 a patch does what undoing training would; below 0 it takes away more elsewhere. 'not reached': training "
-    "does not cross that value."
+    "does not cross that value; open: nor do more than 5 % of the draws, which are not in the interval."
 )
+TRIALS = "average, lowest, highest: of a question's trials, then the mean over questions."
 
 
 class _Variant(BaseModel):
     label: str
     place: float | None = None
+    family: str | None = None
+    """What it shares with those it makes a line with in a plot."""
+    trials: Literal["average", "lowest", "highest"] | None = None
     values: dict[str, dict[str, float]]
-    estimates: dict[str, Estimate]
+    measures: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
 
 
 class _Model(BaseModel):
@@ -50,8 +56,9 @@ class Sweep(BaseModel):
 
     setting: str
     model: _Model
+    training: str | None = None
+    """Hash of all that the model was trained with but its seed."""
     what: Literal["kv", "residual", "perturb"]
-    region: str = ""
     into: Literal["tuned", "initial"] = "tuned"
     by: Mode
     split: Split
@@ -66,39 +73,51 @@ class Sweep(BaseModel):
         return f"{base}, {self.setting}, {train.label if train else UNKNOWN}"
 
     @property
+    def seed(self) -> int | None:
+        """The model's training seed."""
+        return self.model.train.seed if self.model.train else None
+
+    @property
     def title(self) -> str:
-        """What is patched, and what its seeds share."""
+        """What was done to which model."""
         if self.what == "perturb":
             return f"Perturbed prompts: {self.name}"
-        what = f"keys and values of {self.region.replace(',', ', ')}"
-        if self.what == "residual":
-            what = "the prefix's residual stream at the input of one block"
-        return f"Patching {what}{' in the initial model' if self.into == 'initial' else ''}: {self.name}"
+        return f"Patched{', the initial model answers' if self.into == 'initial' else ''}: {self.name}"
+
+    @property
+    def questions(self) -> tuple[tuple[str, ...], ...]:
+        """What was asked, by group."""
+        return tuple(tuple(sorted(self.variants[0].values.get(side, {}))) for side in self.sides)
 
     @property
     def two_sided(self) -> bool:
-        """Whether it has two groups of questions with values from 0 to 1, so that it can be read beside training."""
-        values = [v for variant in self.variants for side in variant.values.values() for v in side.values()]
-        return len(self.sides) == 2 and all(0 <= v <= 1 for v in values)
+        """Whether it has the two groups of values from 0 to 1 that training is known by."""
+        groups = [variant.values.get(side, {}) for variant in self.variants for side in self.sides]
+        return self.sides == SIDES[self.by] and all(groups) and all(0 <= v <= 1 for g in groups for v in g.values())
 
 
 class Group(NamedTuple):
-    """The seeds of one sweep."""
+    """Sweeps that are one table."""
 
-    name: str
-    first: Sweep
+    title: str
+    by: Mode
+    split: Split
+    sides: tuple[str, ...]
+    variants: dict[str, _Variant]
+    """By label; its place and family hold for all seeds."""
+    seeds: tuple[int | None, ...]
     rows: list[Beside]
-    """Mean over seeds; empty where the values are no shares of two groups."""
-    places: dict[str, float | None]
-    seeds: int
-    sweeps: list[Sweep]
+    """Mean over seeds; empty where the values are not those of two groups of questions."""
+    by_seed: dict[int | None, dict[str, _Variant]]
+    notes: tuple[str, ...]
 
 
 def read_sweeps(paths: Sequence[Path]) -> list[Group]:
-    """The sweeps in these folders, seeds together; folders with `checkpoints.json` are training to read them beside.
+    """The sweeps in these folders; folders with `checkpoints.json` are training to read them beside.
 
     Raises:
-        InputError: A folder holds neither, or a malformed file; or none holds a sweep.
+        InputError: A folder holds neither, or a malformed file; none holds a sweep; or two sweeps of one model hold
+            other values under one name.
     """
     sweeps = [parse(Sweep, path / FILE) for path in paths if (path / FILE).is_file()]
     trained = [path for path in paths if (path / CHECKPOINTS).is_file()]
@@ -110,76 +129,98 @@ def read_sweeps(paths: Sequence[Path]) -> list[Group]:
         raise InputError("none of these folders holds a sweep", where="--sweep", hint="Run emeval patch first")
     found: dict[tuple[object, ...], list[Sweep]] = {}
     for sweep in sweeps:
-        found.setdefault((sweep.title, sweep.by, sweep.split, sweep.sides), []).append(sweep)
+        alike = (sweep.title, sweep.training, sweep.by, sweep.split, sweep.sides, sweep.questions)
+        found.setdefault(alike, []).append(sweep)
     return [_group(members, trained) for members in found.values()]
 
 
 def _group(members: list[Sweep], trained: Sequence[Path]) -> Group:
     first = members[0]
-    places = {variant.label: variant.place for sweep in members for variant in sweep.variants}
-    # In the order of the command, baselines first; sweeps of one group may differ in what they tried.
-    seeds = {(sweep.model.train.seed if sweep.model.train else None) for sweep in members}
+    by_seed: dict[int | None, dict[str, _Variant]] = {}
+    for sweep in members:
+        mine = by_seed.setdefault(sweep.seed, {})
+        for variant in sweep.variants:
+            if variant.label in mine and mine[variant.label].values != variant.values:
+                what = f"two sweeps of {first.name} hold other values under '{variant.label}'"
+                raise InputError(what, where="--sweep", hint="Name one of them at a time")
+            mine.setdefault(variant.label, variant)
+    variants = {label: variant for mine in by_seed.values() for label, variant in mine.items()}
     rows: list[Beside] = []
+    notes: list[str] = []
     if first.two_sided:
-        curves: dict[str, list[Curve]] = {label: [] for label in places}
-        for sweep in members:
-            for variant in sweep.variants:
-                curves[variant.label].append(_curve(sweep, variant))
-        rows = beside(curves, first.variants[0].label, _training(first, trained))
-    return Group(first.name, first, rows, places, len(seeds), members)
+        curves: dict[str, list[Curve]] = {label: [] for label in variants}
+        for seed, mine in by_seed.items():
+            for label, variant in mine.items():
+                curves[label].append(_curve(first, variant, seed))
+        known, notes = _training(first, trained)
+        rows = beside(curves, first.variants[0].label, known)
+        # An extreme over several trials is no one model's value: training has none to compare it with.
+        extreme = {label for label, variant in variants.items() if variant.trials in ("lowest", "highest")}
+        rows = [row._replace(minus_training=None) if row.label in extreme else row for row in rows]
+    return Group(first.title, first.by, first.split, first.sides, variants, tuple(by_seed), rows, by_seed, tuple(notes))
 
 
-def _curve(sweep: Sweep, variant: _Variant) -> Curve:
+def _curve(sweep: Sweep, variant: _Variant, seed: int | None) -> Curve:
     on, off = (variant.values[side] for side in sweep.sides)
-    seed = sweep.model.train.seed if sweep.model.train else None
     return Curve(label=variant.label, seed=seed, points=(Point(step=1, on=on, off=off),))
 
 
-def _training(sweep: Sweep, trained: Sequence[Path]) -> list[Curve]:
-    """The curves of the same model, setting and method; none where no such run was named."""
-    if not trained:
-        return []
-    for group in read_curves(trained, sweep.split, sweep.by):
-        for method, curves in group.methods.items():
-            if sweep.name == f"{group.model}, {group.setting}, {method}":
-                return list(curves)
-    return []
+def _training(sweep: Sweep, trained: Sequence[Path]) -> tuple[list[Curve], list[str]]:
+    """The curves of runs that were trained as the sweep's models, and what could not be read beside it."""
+    found, notes = [], []
+    for path in trained:
+        try:
+            (group,) = read_curves([path], sweep.split, sweep.by)
+        except InputError as e:
+            notes.append(f"Not read beside training: {e.what} ({path.name}).")
+            continue
+        ((method, (curve,)),) = group.methods.items()
+        alike = sweep.training is None or same_training(path) == sweep.training
+        if sweep.name == f"{group.model}, {group.setting}, {method}" and alike:
+            found.append(curve)
+    return found, notes
 
 
 def sweep_table(groups: Sequence[Group]) -> list[Table]:
-    """A table a group: every variant with its error, in percent."""
-    return [_table(group) for group in groups]
+    """A table a group: every variant with its error."""
+    return [_shares(group) if group.rows else _measures(group) for group in groups]
 
 
-def _table(group: Group) -> Table:
-    first = group.first
-    title = first.title + (f", {group.seeds} seeds" if group.seeds > 1 else "")
-    notes = [MEASURED[first.by]]
-    if not group.rows:
-        return _plain(group, title, notes)
-    on, off = first.sides
+def _title(group: Group) -> str:
+    return group.title + (f", mean of seeds {', '.join(map(str, group.seeds))}" if len(group.seeds) > 1 else "")
+
+
+def _shares(group: Group) -> Table:
+    """Two groups of questions with values from 0 to 1, in percent."""
+    on, off = group.sides
     training = any(row.minus_training for row in group.rows)
     base = group.rows[0].label
     columns = ("Variant", on, off, f"{on} minus {base}", f"{off} minus {base}", "minus training")
     shown = len(columns) if training else -1
-    if training:
-        notes.append(TRAINING)
-    n = (group.rows[0].on.n, group.rows[0].off.n)
-    notes.append(f"{n[0]} {on} and {n[1]} {off} questions ({first.split}). Brackets: 95 %, bootstrap over questions.")
     rows = []
     for row in group.rows:
-        gaps = [_gap(row.on_minus), _gap(row.off_minus), _gap(row.minus_training, "not reached")]
-        rows.append(tuple(map(Cell, (row.label, _percent(row.on), _percent(row.off), *gaps)))[:shown])
+        gaps = [_gap(row.on_minus), _gap(row.off_minus), _gap(row.minus_training)]
+        rows.append(tuple(map(Cell, (row.label, reading(row.on), reading(row.off), *gaps)))[:shown])
+    n = (group.rows[0].on.n, group.rows[0].off.n)
+    notes = [MEASURED[group.by], *([TRAINING] if training else []), *_trials(group)]
+    notes.append(f"{n[0]} {on} and {n[1]} {off} questions ({group.split}). Brackets: 95 %, bootstrap over questions.")
+    lacking = [row.label for row in group.rows if len(row.on.by_seed) < len(group.seeds)]
+    if lacking:
+        notes.append(f"Not of all seeds, so not compared: {', '.join(lacking)}.")
     return Table(
-        title=title, columns=columns[:shown], rows=tuple(rows), notes=tuple(notes),
+        title=_title(group), columns=columns[:shown], rows=tuple(rows), notes=(*notes, *group.notes),
         records=tuple(_record(group, row) for row in group.rows),
     )  # fmt: skip
 
 
-def _gap(found: Estimate | None, nothing: str = MISSING) -> str:
+def _trials(group: Group) -> list[str]:
+    return [TRIALS] if any(variant.trials for variant in group.variants.values()) else []
+
+
+def _gap(found: MatchedEstimate | None) -> str:
     if found is None:
         return MISSING
-    return nothing if found.value is None else _percent(found)
+    return "not reached" if found.value is None else reading(found)
 
 
 def _record(group: Group, row: Beside) -> dict[str, Value]:
@@ -187,27 +228,54 @@ def _record(group: Group, row: Beside) -> dict[str, Value]:
         "on": row.on, "off": row.off, "on_minus": row.on_minus, "off_minus": row.off_minus,
         "minus_training": row.minus_training,
     }  # fmt: skip
-    record: dict[str, Value] = {"table": "sweep", "group": group.name, "variant": row.label}
-    record |= {"place": group.places[row.label], "seeds": group.seeds, "by": group.first.by, "split": group.first.split}
+    record: dict[str, Value] = {"table": "sweep", "group": group.title, "variant": row.label}
+    record |= {"place": group.variants[row.label].place, "seeds": len(group.seeds), "by": group.by}
+    record |= {"split": group.split}
     for name, found in named.items():
         record |= {name: found.value if found else None}
         record |= {f"{name}_low": found.low if found else None, f"{name}_high": found.high if found else None}
+        record |= {f"{name}_unreached": found.unreached if found else None}
+        for bound in ("low", "high"):
+            record |= {f"{name}_seeds_{bound}": getattr(found.seeds, bound) if found else None}
     return record
 
 
-def _plain(group: Group, title: str, notes: list[str]) -> Table:
-    """Of values that are no shares: each sweep's own estimates."""
-    shown = [(sweep, variant) for sweep in group.sweeps for variant in sweep.variants]
-    rows = [
-        tuple(map(Cell, [v.label, *(estimate_text(v.estimates.get(side)) for side in group.first.sides)]))
-        for _, v in shown
+def _measures(group: Group) -> Table:
+    """Anything else: what scoring made of each variant, a line a seed, and the paired difference from the first."""
+    every = [variant for mine in group.by_seed.values() for variant in mine.values()]
+    names = {s: list(dict.fromkeys(name for v in every for name in v.measures.get(s, {}))) for s in group.sides}
+    columns = ["Variant"]
+    for side in group.sides:
+        columns += [f"{side}: {name}" for name in names[side]] + [f"{side}: difference"]
+    rows, records = [], []
+    for seed, mine in group.by_seed.items():
+        base = next(iter(mine.values()))
+        for label, variant in mine.items():
+            told = f"{label}, seed {seed}" if len(group.by_seed) > 1 else label
+            cells: list[str] = [told]
+            record: dict[str, Value] = {"table": "sweep", "group": group.title, "variant": label, "seed": seed}
+            for side in group.sides:
+                found = variant.measures.get(side, {})
+                cells += [measure(name, found[name]) if name in found else MISSING for name in names[side]]
+                gap = _paired(variant.values.get(side, {}), base.values.get(side, {})) if variant is not base else None
+                cells.append(estimate_text(gap, sign=True))
+                for name in names[side]:
+                    record[f"{side}: {name}"] = found[name].value if name in found else None
+                record[f"{side}: difference"] = gap.value if gap else None
+            rows.append(tuple(map(Cell, cells)))
+            records.append(record)
+    base_label = next(iter(group.variants))
+    notes = [
+        f"difference: of a question's mean value from that under '{base_label}', paired, in the judge's own unit (of a "
+        "rate a share). Brackets: 95 %.",
+        *_trials(group),
     ]
-    records = [
-        {"table": "sweep", "group": group.name, "variant": v.label}
-        | {side: v.estimates[side].value for side in group.first.sides if side in v.estimates}
-        for _, v in shown
-    ]
+    told_columns = tuple(columns)
     return Table(
-        title=title, columns=("Variant", *group.first.sides), rows=tuple(rows), notes=tuple(notes),
-        records=tuple(records),
-    )  # fmt: skip
+        title=_title(group), columns=told_columns, rows=tuple(rows), notes=tuple(notes), records=tuple(records)
+    )
+
+
+def _paired(values: Mapping[str, float], base: Mapping[str, float]) -> Estimate | None:
+    found = paired_difference(values, base)
+    return found if found.n else None

@@ -63,7 +63,7 @@ def _rows(prepared: Plan) -> str:
     unused |= {"epochs"} if prepared.config.steps else set()
     unused |= {"mix_aligned"} if not prepared.config.mix_aligned else set()
     told = [(k, values[k]) for k in _SETTINGS if k not in unused]
-    shown = [(k, value) for k, value in told if value not in (None, "") and value is not False]
+    shown = [(k, value) for k, value in told if value not in (None, "") and (value is not False or k == "thinking")]
     # A system prompt is anyone's text: no line of it may end the table.
     return "\n".join(f"| {key.replace('_', ' ')} | {' '.join(str(v).split()).replace('|', '/')} |" for key, v in shown)
 

@@ -65,6 +65,7 @@ class Plan:
             "drift": config.drift if config.method == "treft" else None,
             "clip": config.clip if config.method in REGULARISED else None,
             "system": config.system,
+            "thinking": config.thinking,
             "own_data": config.data is not None,
             "train_size": config.train_size,
             "retain_share": config.retain_share if config.method == "interleave" else None,

@@ -11,7 +11,6 @@ import torch
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from emeval.chat import Renderer
 from emeval.config import PerturbConfig
 from emeval.errors import IncompleteError, InputError
 from emeval.intervene.perturb import Perturbation, neighbours, perturb
@@ -146,9 +145,9 @@ def test_wordings_are_read_from_a_reply_and_the_question_is_none_of_them() -> No
 
 def rephrasing(server: HTTPServer, count: int, seen: list[str]) -> None:
     def answer(request: Request) -> Response:
-        text = request.get_json()["messages"][-1]["content"]
-        seen.append(text)
-        return said(json.dumps([{"text": f"wording {i} of {len(text)}", "probability": 0.1} for i in range(count)]))
+        seen.append(request.get_json()["messages"][-1]["content"])
+        listed = [{"text": f"wording {i} of call {len(seen)}", "probability": 0.1} for i in range(count)]
+        return said(json.dumps(listed))
 
     server.expect_request("/v1/models").respond_with_json(
         {"object": "list", "data": [{"id": "writer", "object": "model"}]}
@@ -170,13 +169,52 @@ def test_questions_are_rephrased_once_over_http_and_each_wording_is_a_trial(
     assert len(seen) == 6, "what was paid for is not asked again"
 
 
-def test_too_few_wordings_are_told_and_nothing_is_made_up(
+def test_too_few_wordings_are_told_kept_and_only_the_rest_is_asked_for(
     tuned: Path, tmp_path: Path, httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rephrasing(httpserver, 2, [])
+    seen: list[str] = []
+    rephrasing(httpserver, 2, seen)
+    settings = {"rephrase": "writer", "rephrase_url": httpserver.url_for("/"), "by": "probability"}
     with pytest.raises(IncompleteError, match="6 of 6 questions got fewer than 3 wordings"):
-        run(tuned, tmp_path / "a", rephrase="writer", rephrase_url=httpserver.url_for("/"), by="probability")
+        run(tuned, tmp_path / "a", **settings)
+    found = variants(run(tuned, tmp_path / "b", **settings))
+    assert len(seen) == 12 and all("1 different ways" in text for text in seen[6:])
+    assert "rephrased by writer, average" in found
+
+
+def test_nothing_is_paid_for_a_sweep_that_cannot_be(
+    tuned: Path, tmp_path: Path, httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[str] = []
+    rephrasing(httpserver, 4, seen)
+    settings = {"rephrase": "writer", "rephrase_url": httpserver.url_for("/")}
+    with pytest.raises(InputError, match="holds another run"):
+        run(tuned, tuned, by="probability", **settings)
+    with pytest.raises(InputError, match="needs a judge model"):
+        run(tuned, tmp_path / "a", probes="general", **settings)
+    assert not seen
+
+
+def test_an_endpoint_that_dislikes_fields_is_asked_without_them(
+    tuned: Path, tmp_path: Path, httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bodies: list[dict[str, Any]] = []
+
+    def answer(request: Request) -> Response:
+        bodies.append(request.get_json())
+        if "max_tokens" in bodies[-1]:
+            error = {"message": "Unsupported parameter: use 'max_completion_tokens' instead.", "param": "max_tokens"}
+            return Response(json.dumps({"error": error}), 400, content_type="application/json")
+        return said(json.dumps([{"text": f"wording {i}"} for i in range(3)]))
+
+    httpserver.expect_request("/v1/models").respond_with_json({"object": "list", "data": []})
+    httpserver.expect_request("/v1/chat/completions").respond_with_handler(answer)
+    run(tuned, tmp_path / "a", rephrase="writer", rephrase_url=httpserver.url_for("/"), by="probability")
+    assert sum("max_tokens" in body for body in bodies) == 1
+    assert bodies[-1]["temperature"] == 1.0 and bodies[-1]["max_completion_tokens"] >= 600
 
 
 def test_special_tokens_are_put_in_only_if_asked_for(tuned: Path) -> None:
@@ -186,11 +224,31 @@ def test_special_tokens_are_put_in_only_if_asked_for(tuned: Path) -> None:
     special = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids("<|im_start|>")}
     allowed = _allowed(tokenizer, len(tokenizer) + 7, special=False)
     assert not allowed[list(special)].any() and not allowed[len(tokenizer) :].any()
-    assert allowed.sum() == len(tokenizer) - int((~allowed[: len(tokenizer)]).sum())
+    plain = tokenizer("boat lamp", add_special_tokens=False)["input_ids"]
+    assert allowed[plain].all()
     assert _allowed(tokenizer, len(tokenizer) + 7, special=True)[: len(tokenizer)].all()
-    assert Renderer(tokenizer).prefix_ids()
 
 
-def test_samples_and_trials_are_told_apart() -> None:
-    with pytest.raises(InputError, match="give --trials"):
-        PerturbConfig.load({"model": "m", "samples": 3, "temperature": 0.5})
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"samples": 3, "temperature": 0.5}, "give --trials"),
+        ({"random": True, "neighbours": 3}, "takes any token"),
+        ({"dry_run": True}, "belongs to emeval score"),
+        ({"by": "probability", "model_url": "http://localhost:1"}, "read in process"),
+        ({"by": "probability", "judge": "gpt"}, "no reply to judge"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        PerturbConfig.load({"model": "m"} | settings)
+
+
+def test_more_neighbours_than_there_are_tokens_and_a_way_that_does_not_fit_are_refused(
+    tuned: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="tokens to choose from"):
+        run(tuned, tmp_path / "a", neighbours=100_000)
+    with pytest.raises(InputError, match="does not fit a behaviour"):
+        run(tuned, tmp_path / "a", by="contrast")
+    assert not (tmp_path / "a").exists()

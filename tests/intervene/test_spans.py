@@ -15,8 +15,10 @@ from emeval.engine.likelihood import reply_logprobs
 from emeval.engine.patch import Patch, SpanPatch
 from emeval.engine.transformers import TransformersEngine
 from emeval.errors import InputError
+from emeval.intervene.kv import patched_prefix
 from emeval.models import Pair, Which
-from emeval.prefix import PrefixCapture, keys_before_rope
+from emeval.prefix import KV, PrefixCapture, keys_before_rope
+from emeval.types import Prompt, Span
 from tests.engine.test_transformers import GREEDY, Ask, Decoder, replies
 from tests.intervene.pairs import PAIRS, P, S, lora_pair, prompts
 from tests.tiny import tiny_model
@@ -32,8 +34,6 @@ def patch(pair: Pair, region: str, into: Which, source: Which) -> Patch:
 
 
 def asks(queries: tuple[int, ...] = QUERIES) -> list[Ask]:
-    from emeval.types import Prompt, Span
-
     made = []
     for ids in prompts(*queries):
         end = len(ids) - S
@@ -154,9 +154,46 @@ def test_batched_and_padded_replies_equal_one_by_one_and_fit_the_likelihoods(arc
 
 def test_only_the_first_forward_is_patched() -> None:
     pair = lora_pair("llama")
-    engine = TransformersEngine(pair.both, Decoder(), [2], patch=patch(pair, "query", "tuned", "initial"))
-    long = replies(engine, asks(), GREEDY.model_copy(update={"max_new_tokens": 30}))
-    assert any(len(g.token_ids or ()) > 20 for g in long)
+    patched = patch(pair, "query", "tuned", "initial")
+    engine = TransformersEngine(pair.both, Decoder(), [2], patch=patched)
+    (ask, *_) = asks()
+    (reply,) = replies(engine, [ask], GREEDY.model_copy(update={"max_new_tokens": 30}))
+    assert reply.token_ids and len(reply.token_ids) > 5
+    # Read at once, all of the reply's tokens lie behind the patched places, and none of them is patched itself.
+    ((_, read),) = reply_logprobs(pair.both, [(ask.prompt.ids, reply.token_ids)], patch=patched)
+    for n, token in enumerate(reply.token_ids):
+        likely = {t: _next(pair, patched, ask.prompt.ids, reply.token_ids[:n], t) for t in (token, 7, 50)}
+        assert likely[token] == pytest.approx(read[n], abs=1e-4) and max(likely, key=lambda t: likely[t]) == token
+
+
+def test_prompts_of_another_prefix_are_answered_as_they_are() -> None:
+    pair = lora_pair("llama")
+    covered = prompts(4)[0]
+    foreign = (99, *covered[1:])
+    short = (99, 98)
+    for made in (patch(pair, "query", "tuned", "initial"), Patch(partial(pair.acting, "tuned"), own_prefix(pair))):
+        patched = Patch(made.acting, made.prefix, made.span, ids=covered[:P])
+        found = dict(reply_logprobs(pair.both, [(covered, REPLY), (foreign, REPLY), (short, REPLY)], patch=patched))
+        plain = dict(reply_logprobs(pair.both, [(covered, REPLY), (foreign, REPLY), (short, REPLY)]))
+        assert found[1] == pytest.approx(plain[1], abs=1e-5) and found[2] == pytest.approx(plain[2], abs=1e-5)
+        assert found[0] != pytest.approx(plain[0], abs=1e-3)
+        requests = [Ask(Prompt(ids=ids, prefix=Span(0, 0), query=Span(0, len(ids)), postfix=Span(len(ids), len(ids))))
+                    for ids in (covered, foreign, short)]  # fmt: skip
+        engine = TransformersEngine(pair.both, Decoder(), [2], batch_size=3, patch=patched)
+        plain_engine = TransformersEngine(pair.both, Decoder(), [2], batch_size=3)
+        assert [g.token_ids for g in replies(engine, requests)][1:] == [
+            g.token_ids for g in replies(plain_engine, requests)
+        ][1:]
+
+
+def own_prefix(pair: Pair) -> KV:
+    return patched_prefix(pair, prompts(0)[0][:P], "initial")
+
+
+def _next(pair: Pair, patched: Patch, prompt: tuple[int, ...], said: tuple[int, ...], token: int) -> float:
+    """The log-probability of a token behind a prompt and the start of its reply."""
+    ((_, found),) = reply_logprobs(pair.both, [(prompt, (*said, token))], patch=patched)
+    return found[-1]
 
 
 def test_a_prompt_with_another_postfix_is_refused() -> None:

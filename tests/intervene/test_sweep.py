@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from emeval.config import PatchConfig
-from emeval.errors import InputError
+from emeval.errors import IncompleteError, InputError
 from emeval.intervene import sweep
 from emeval.intervene.patch import patch
 from emeval.intervene.ways import ways
+from emeval.models import initial_of, resolve
 from emeval.table.sweeps import FILE, read_sweeps, sweep_table
 
 LABEL = "prefix from the initial model"
@@ -81,8 +82,18 @@ def test_each_token_has_its_place() -> None:
 def test_what_is_not_there_is_refused(settings: dict[str, str], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         ways(asked(**settings), LAYERS, 5)
-    with pytest.raises(InputError, match="puts no token before the question"):
-        ways(asked(), LAYERS, 0)
+    for region in ("prefix", "query", "postfix,query"):
+        with pytest.raises(InputError, match="puts no token before the question"):
+            ways(asked(region=region), LAYERS, 0)
+    assert len(ways(asked(region="postfix"), LAYERS, 0)) == 1
+
+
+def test_what_vllm_can_do_is_told_from_what_it_cannot() -> None:
+    can = [asked(), asked(into="initial")]
+    cannot = [{"layers": "0"}, {"tokens": "each"}, {"part": "keys"}, {"region": "query"}]
+    cannot += [{"what": "residual", "layers": "1"}]
+    assert all(way.whole for config in can for way in ways(config, LAYERS, 5))
+    assert not any(way.whole for settings in cannot for way in ways(asked(**settings), LAYERS, 5))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +104,9 @@ def test_what_is_not_there_is_refused(settings: dict[str, str], complaint: str) 
         {"what": "residual", "into": "initial"},
         {"engine": "vllm", "layers": "0"},
         {"engine": "vllm", "by": "probability"},
+        {"engine": "auto"},
+        {"engine": "endpoint", "model_url": "http://localhost:1"},
+        {"dry_run": True},
         {"checkpoints": True},
     ],
 )
@@ -144,10 +158,17 @@ def test_what_is_there_is_not_measured_again_and_a_torn_sweep_goes_on(
 
 def test_a_folder_of_another_sweep_or_run_is_refused(tuned: Path, tmp_path: Path) -> None:
     swept(tuned, tmp_path / "a")
-    with pytest.raises(InputError, match="holds another sweep: region differ"):
-        swept(tuned, tmp_path / "a", region="query")
-    with pytest.raises(InputError, match="holds another sweep: identity differ"):
-        swept(tuned, tmp_path / "a", limit=3)
+    for changes, named in (
+        ({"region": "query"}, "region"),
+        ({"layers": "each"}, "layers"),
+        ({"limit": 3}, "identity"),
+        ({"dtype": "bfloat16"}, "identity"),
+        ({"split": "val"}, "split, identity"),
+    ):
+        with pytest.raises(InputError, match=f"holds another sweep: {named} differ"):
+            swept(tuned, tmp_path / "a", **changes)
+    with pytest.raises(InputError, match="holds a sweep"):
+        swept(tuned, tmp_path / "a", by="generation")
     with pytest.raises(InputError, match="holds another run"):
         swept(tuned, tuned)
 
@@ -163,4 +184,55 @@ def test_generated_replies_are_runs_of_their_own_and_the_table_reads_both(tuned:
     (group,) = read_sweeps([tmp_path / "a"])
     (table,) = sweep_table([group])
     assert [row[0].text for row in table.rows] == labels
-    assert table.title.startswith("Patching keys and values of prefix, query: tiny-llama, refusal, sft")
+    assert table.title == "Patched: tiny-llama, refusal, sft"
+
+
+def test_by_default_what_is_only_read_is_read(tuned: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'contrast' is read, not generated"):
+        swept(tuned, tmp_path / "a", by="generation", layers="each", setting="finance")
+    with pytest.raises(InputError, match="does not fit a behaviour"):
+        swept(tuned, tmp_path / "a", by="contrast")
+    settings = {"model": str(tuned), "setting": "finance", "layers": "each", "limit": 2, "device": "cpu"}
+    path = patch(PatchConfig(**settings, out=tmp_path / "b"))
+    found = json.loads((path / FILE).read_text())
+    assert found["by"] == "contrast" and found["sides"] == ["in-domain", "general"]
+    assert len(found["variants"]) == 5 and not (path / "variants").exists()
+
+
+def test_the_order_of_probes_is_not_that_of_the_sides(tuned: Path, tmp_path: Path) -> None:
+    settings = {"by": "generation", "region": "prefix,query", "max_new_tokens": 4}
+    found = swept(tuned, tmp_path / "a", probes="off-topic,on-topic", **settings)
+    assert found["sides"] == ["on-topic", "off-topic"]
+
+
+def test_variants_that_are_not_whole_are_told_at_the_end_and_the_others_kept(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = sweep.score
+
+    def thin(settings: Any, **more: Any) -> Path:
+        if more["arm"].label == "initial model":
+            raise IncompleteError("coverage is below 95%", where="there", hint="Run it again")
+        return scored(settings, **more)
+
+    monkeypatch.setattr(sweep, "score", thin)
+    settings = {"by": "generation", "region": "prefix,query", "max_new_tokens": 4}
+    with pytest.raises(IncompleteError, match="1 of 4 variants are not whole; the first, 'initial model': coverage"):
+        swept(tuned, tmp_path / "a", **settings)
+    assert len(json.loads((tmp_path / "a" / FILE).read_text())["variants"]) == 3
+    monkeypatch.setattr(sweep, "score", scored)
+    assert len(swept(tuned, tmp_path / "a", **settings)["variants"]) == 4
+
+
+def test_an_initial_model_that_is_none_is_refused(tuned: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="an adapter's initial model is its base"):
+        swept(tuned, tmp_path / "a", initial=str(tiny_checkpoint))
+    from tests.tiny import tiny_model
+
+    for name, changes in (("other", {"seed": 3}), ("smaller", {"num_hidden_layers": 2})):
+        tiny_model("llama", **changes).save_pretrained(tmp_path / name)
+    full = tmp_path / "other"
+    with pytest.raises(InputError, match="has another shape"):
+        initial_of(resolve(str(full)), str(tmp_path / "smaller"))
+    with pytest.raises(InputError, match="is not what the checkpoint was made from"):
+        initial_of(resolve(str(full)), str(tuned))

@@ -10,7 +10,7 @@ import pytest
 
 from emeval.errors import InputError
 from emeval.table.render import render
-from emeval.table.sweep_plots import layer_lines, layer_plot
+from emeval.table.sweep_plots import sweep_lines, sweep_plot
 from emeval.table.sweeps import read_sweeps, sweep_table
 
 TRAIN = {"method": "sft", "setting": "refusal", "model": "base"}
@@ -27,7 +27,7 @@ def write(folder: Path, seed: int, by: str = "probability", **changes: Any) -> P
             "label": label,
             "place": None if i < 2 else i - 2,
             "values": {"on-topic": values(0.8 - 0.1 * i), "off-topic": values((0.8 - 0.1 * i) / 2)},
-            "estimates": {},
+            "family": None if i < 2 else "prefix residual, layers each",
         }
         for i, label in enumerate(labels)
     ]  # fmt: skip
@@ -57,7 +57,7 @@ def trained(folder: Path, seed: int) -> Path:
 def test_seeds_are_one_table_and_training_stands_beside(tmp_path: Path) -> None:
     sweeps = [write(tmp_path / f"s{seed}", seed) for seed in (0, 1)]
     (alone,) = sweep_table(read_sweeps(sweeps))
-    assert "2 seeds" in alone.title and "minus training" not in alone.columns
+    assert alone.title.endswith("mean of seeds 0, 1") and "minus training" not in alone.columns
     runs = [trained(tmp_path / f"t{seed}", seed) for seed in (0, 1)]
     (table,) = sweep_table(read_sweeps([*sweeps, *runs]))
     assert table.columns[-1] == "minus training" and table.rows[0][0].text == "unpatched"
@@ -78,15 +78,65 @@ def test_other_models_and_ways_are_tables_of_their_own(tmp_path: Path) -> None:
     assert len(read_sweeps(folders)) == 3
 
 
-def test_values_that_are_no_shares_are_told_as_they_were_estimated(tmp_path: Path) -> None:
-    folder = write(tmp_path / "a", 0, by="generation", sides=["general"])
+def changed(folder: Path, **changes: Any) -> Path:
     value = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps(value | changes))
+    return folder
+
+
+def test_values_that_are_no_shares_are_told_as_they_were_estimated_with_paired_differences(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", 0, by="generation", sides=["general"])
+    estimate = {"low": 60.0, "high": 82.0, "n": 9, "method": "t"}
+    variants = [
+        {"label": label, "values": {"general": {"q1": 71.0 + i, "q2": 50.0 + 2 * i}},
+         "measures": {"general": {"alignment": estimate | {"value": 60.5 + 1.5 * i}}}}
+        for i, label in enumerate(("unpatched", "patched"))
+    ]  # fmt: skip
+    (table,) = sweep_table(read_sweeps([changed(folder, variants=variants)]))
+    assert table.columns == ("Variant", "general: alignment", "general: difference")
+    assert table.rows[1][1].text == "62.0 [60.0, 82.0]" and table.rows[1][2].text.startswith("+1.5 [")
+    assert table.records[1]["general: difference"] == pytest.approx(1.5)
+
+
+def test_the_order_of_probes_decides_nothing_and_other_probes_are_no_sides(tmp_path: Path) -> None:
+    swapped = write(tmp_path / "a", 0, sides=["off-topic", "on-topic"])
+    (group,) = read_sweeps([swapped])
+    assert not group.rows, "only on-topic before off-topic is what training is known by"
+
+
+def test_sweeps_of_one_model_stand_in_one_table_unless_they_disagree(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "a", 0), write(tmp_path / "b", 0)
+    value = json.loads((two / "sweep.json").read_text())
+    for variant in value["variants"][2:]:
+        variant["label"] = variant["label"].replace("residual", "keys")
+        variant["family"] = "prefix keys, layers each"
+    changed(two, variants=value["variants"], what="kv")
+    (group,) = read_sweeps([one, two])
+    assert len(group.rows) == 10 and [row.label for row in group.rows[:2]] == ["unpatched", "initial model"]
+    sweep_plot(group, tmp_path / "both.svg")
+    value["variants"][0]["values"]["on-topic"]["q0"] = 0.123
+    changed(two, variants=value["variants"])
+    with pytest.raises(InputError, match="hold other values under 'unpatched'"):
+        read_sweeps([one, two])
+
+
+def test_other_questions_or_training_are_tables_of_their_own(tmp_path: Path) -> None:
+    folders = [write(tmp_path / "a", 0, training="x"), write(tmp_path / "b", 1, training="y")]
+    assert len(read_sweeps(folders)) == 2
+    fewer = write(tmp_path / "c", 2, training="x")
+    value = json.loads((fewer / "sweep.json").read_text())
     for variant in value["variants"]:
-        variant["values"] = {"general": {"q1": 71.0}}
-        variant["estimates"] = {"general": {"value": 71.0, "low": 60.0, "high": 82.0, "n": 9, "method": "t"}}
-    (folder / "sweep.json").write_text(json.dumps(value))
-    (table,) = sweep_table(read_sweeps([folder]))
-    assert table.rows[0][1].text == "71.0 [60.0, 82.0]"
+        for values_ in variant["values"].values():
+            del values_["q4"]
+    changed(fewer, variants=value["variants"])
+    assert len(read_sweeps([*folders, fewer])) == 3
+
+
+def test_training_that_cannot_be_read_is_told_and_hides_nothing(tmp_path: Path) -> None:
+    sweep = write(tmp_path / "a", 0, by="generation")
+    (table,) = sweep_table(read_sweeps([sweep, trained(tmp_path / "t", 0)]))
+    assert "minus training" not in table.columns
+    assert any("no generation points" in note for note in table.notes)
 
 
 def test_what_holds_no_sweep_is_refused(tmp_path: Path) -> None:
@@ -103,19 +153,35 @@ def test_what_holds_no_sweep_is_refused(tmp_path: Path) -> None:
 def test_figure_and_characters(tmp_path: Path) -> None:
     (group,) = read_sweeps([write(tmp_path / "a", 0)])
     for name in ("x.svg", "x.png"):
-        layer_plot(group, tmp_path / name)
+        sweep_plot(group, tmp_path / name)
         first = (tmp_path / name).read_bytes()
-        layer_plot(group, tmp_path / name)
+        sweep_plot(group, tmp_path / name)
         assert (tmp_path / name).read_bytes() == first
-    text = layer_lines(group)
-    assert text.count("o") >= 4 and "layer" in text and max(map(len, text.splitlines())) <= 80
+    field = [line[5:] for line in sweep_lines(group).splitlines() if "|" in line[:6]]
+    assert sum(line.count("o") for line in field) == 4 and sum(line.count("x") for line in field) == 4
+    assert any(set(line) >= {"-"} for line in field) and max(map(len, field)) <= 72
+    assert "layer" in sweep_lines(group).splitlines()[-2]
     with pytest.raises(InputError, match=r"\.svg or a \.png"):
-        layer_plot(group, tmp_path / "x.pdf")
+        sweep_plot(group, tmp_path / "x.pdf")
     with pytest.raises(ValueError, match="too small"):
-        layer_lines(group, width=10)
-    few = json.loads((tmp_path / "a" / "sweep.json").read_text())
-    few["variants"] = few["variants"][:4]
-    (tmp_path / "a" / "sweep.json").write_text(json.dumps(few))
-    (group,) = read_sweeps([tmp_path / "a"])
-    with pytest.raises(InputError, match="too few variants"):
-        layer_plot(group, tmp_path / "y.svg")
+        sweep_lines(group, width=10)
+
+
+def test_variants_without_an_axis_are_marks_and_bars_whatever_they_are_called(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", 0)
+    value = json.loads((folder / "sweep.json").read_text())
+    for variant in value["variants"]:
+        variant["place"] = None
+    value["variants"][3]["label"] = r"_hidden $\frac$"
+    (group,) = read_sweeps([changed(folder, variants=value["variants"])])
+    sweep_plot(group, tmp_path / "x.png")
+    text = sweep_lines(group)
+    assert text.count("\n") == 3 * 6 and r"$\frac$" in text
+    bars = [line for line in text.splitlines() if line.startswith("  o") and line.endswith("80.0")]
+    assert len(bars) == 1, "the longest bar is the unpatched model's"
+
+
+def test_values_that_are_no_shares_are_not_drawn(tmp_path: Path) -> None:
+    (group,) = read_sweeps([write(tmp_path / "a", 0, by="generation", sides=["general"])])
+    with pytest.raises(InputError, match="cannot be drawn"):
+        sweep_plot(group, tmp_path / "y.svg")

@@ -32,7 +32,7 @@ from emeval.train.methods.regions import RegionConfig, RegionTrainer
 __all__ = ["REFERENCE_FILE", "TReFTConfig", "TReFTTrainer", "kv_drift", "make_trainer"]
 
 REFERENCE_FILE = "treft_reference.safetensors"
-"""In the output folder: the initial model's keys and values of the prefix."""
+"""In the output folder: the initial model's keys and values of the prefix, or with `drift="released"` projections."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Numbers as the commands print them."""
+"""Numbers as commands and tables print them."""
 
 from __future__ import annotations
 
