@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 from emeval import models
@@ -18,16 +19,18 @@ from emeval.train.rows import as_dataset
 
 def make_trainer(prepared: Plan, run: Run, where: models.Placement, ranks: Ranks) -> Any:
     """The method's trainer, with the model loaded and the rows in place."""
+    settings = trainer_settings(prepared.config, run.train_dir, where, len(prepared.rows), ranks.count)
+    return trainer_of(models.load_model(prepared.source, where, trainable=True), prepared, settings)
+
+
+def trainer_of(model: Any, prepared: Plan, settings: dict[str, Any]) -> Any:
+    """The method's trainer of this model, with the rows in place; `settings` as `trainer_settings` has them."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     config = prepared.config
     module, _, name = METHODS[config.method].partition(":")
     make = getattr(importlib.import_module(module), name)
-    model = models.load_model(prepared.source, where, trainable=True)
-    settings = _settings(config, run, where, len(prepared.rows), ranks.count)
-    if config.method in REGULARISED:
-        settings["clip_apart"] = config.clip == "apart"
     trainer = make(
         settings,
         prefix_ids=prepared.renderer.prefix_ids(),
@@ -36,7 +39,7 @@ def make_trainer(prepared: Plan, run: Run, where: models.Placement, ranks: Ranks
         model=model,
         train_dataset=as_dataset(prepared.rows),
         processing_class=prepared.tokenizer,
-        peft_config=None if config.full else _lora(config, model),
+        peft_config=None if config.full else lora_config(config, model),
     )
     _quiet(trainer)
     return trainer
@@ -60,11 +63,15 @@ def _quiet(trainer: Any) -> None:
         trainer.remove_callback(callback)
 
 
-def _settings(config: TrainConfig, run: Run, where: models.Placement, rows: int, processes: int) -> dict[str, Any]:
+def trainer_settings(
+    config: TrainConfig, folder: Path, where: models.Placement, rows: int, processes: int
+) -> dict[str, Any]:
+    """The keyword arguments of the method's config class; the trainer writes below `folder`."""
     micro, accumulation = rows_per_process(config, rows, where, processes)
     steps = config.steps or max(1, round(config.epochs * rows / config.batch_size))
-    return {
-        "output_dir": str(run.train_dir),
+    apart = {"clip_apart": config.clip == "apart"} if config.method in REGULARISED else {}
+    return apart | {
+        "output_dir": str(folder),
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": accumulation,
         "max_steps": steps,
@@ -112,7 +119,8 @@ def _optimiser(config: TrainConfig, where: models.Placement) -> str:
 _TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def _lora(config: TrainConfig, model: Any) -> Any:
+def lora_config(config: TrainConfig, model: Any) -> Any:
+    """The `peft.LoraConfig` of this run: all linear layers but the head."""
     from peft import LoraConfig
     from torch import nn
 
