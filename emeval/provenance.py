@@ -81,8 +81,29 @@ def reset_peak_memory() -> None:
 
 def peak_memory_bytes() -> int:
     """Largest resident size of this process, since it began or since `reset_peak_memory`."""
+    return _told_by_linux("VmHWM") or _largest_ever()
+
+
+def held_memory_bytes() -> int:
+    """Resident size of this process now; where the system does not tell it, the largest it ever was."""
+    return _told_by_linux("VmRSS") or _largest_ever()
+
+
+def machine_memory_bytes() -> int:
+    """This machine's memory, or what its container may take of it."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+        there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return there
+
+
+def _told_by_linux(name: str) -> int | None:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+        return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+    return None
+
+
+def _largest_ever() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -16,9 +16,10 @@ from emeval.models.load import (
     without_adapter,
 )
 from emeval.models.merge import merge_adapter
+from emeval.models.outline import outline
 from emeval.models.pair import Pair, Which, load_pair
 from emeval.models.resolve import ModelSource, initial_of, layer_count, resolve
-from emeval.models.weights import read_note, weights_hash, write_note
+from emeval.models.weights import read_note, weight_files, weights_hash, write_note
 from emeval.store import cache_dir
 
 __all__ = [
@@ -39,9 +40,11 @@ __all__ = [
     "load_pair",
     "load_tokenizer",
     "merge_adapter",
+    "outline",
     "placement",
     "read_note",
     "resolve",
+    "weight_files",
     "weights_hash",
     "without_adapter",
     "write_note",

@@ -34,8 +34,13 @@ class Placement:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
 
 
-def placement(device: str = "auto", dtype: str = "auto") -> Placement:
+def placement(device: str = "auto", dtype: str = "auto", *, elsewhere: bool = False) -> Placement:
     """`auto` is CUDA in bf16 where there is a GPU (fp32 where it lacks bf16), else the CPU in fp32.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+        dtype: `auto`, `float32` or `bfloat16`.
+        elsewhere: Nothing is loaded here: a GPU that is asked for may be another machine's, taken to know bf16.
 
     Raises:
         InputError: If CUDA is asked for and not there.
@@ -43,6 +48,8 @@ def placement(device: str = "auto", dtype: str = "auto") -> Placement:
     import torch
 
     cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda and elsewhere:
+        return Placement(device, "bfloat16" if dtype == "auto" else dtype)
     if device == "cuda" and not cuda:
         raise InputError("no CUDA device here", where="--device cuda", hint="Use --device cpu")
     device = ("cuda" if cuda else "cpu") if device == "auto" else device

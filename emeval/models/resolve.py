@@ -40,18 +40,21 @@ class ModelSource:
         return sha256_of(*(recipe_or_content(folder) for folder in (self.base, self.adapter) if folder))
 
 
-def resolve(spec: str, *, adapter: Path | None = None, allow_download: bool = True) -> ModelSource:
+def resolve(
+    spec: str, *, adapter: Path | None = None, allow_download: bool = True, weights: bool = True
+) -> ModelSource:
     """Find the model a user named.
 
     Args:
         spec: Run folder, adapter folder, checkpoint folder, `smollm2-135m`, or hub id (`org/name[@revision]`).
         adapter: An adapter to put on top of it.
         allow_download: Ask the hub for what its local cache lacks.
+        weights: False asks the hub for config and tokenizer only; the folder may hold no weights then.
 
     Raises:
         InputError: If there is no such model, or the folder is none.
     """
-    source = _resolve_base(spec, allow_download)
+    source = _resolve_base(spec, allow_download, weights)
     if adapter is None:
         return source
     if source.adapter is not None:
@@ -128,7 +131,7 @@ def _text_config(source: ModelSource) -> Any:
         raise InputError("its config.json cannot be read", where=str(source.base)) from e
 
 
-def _resolve_base(spec: str, allow_download: bool) -> ModelSource:
+def _resolve_base(spec: str, allow_download: bool, weights: bool = True) -> ModelSource:
     path = Path(spec).expanduser()
     if path.is_dir():
         return _from_folder(path)
@@ -137,7 +140,7 @@ def _resolve_base(spec: str, allow_download: bool) -> ModelSource:
     if spec == DEMO_MODEL:
         return ModelSource(name=DEMO_MODEL, base=demo_model())
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", spec) and not spec.startswith((".", "/", "~")):
-        return ModelSource(name=spec, base=_from_hub(spec, allow_download))
+        return ModelSource(name=spec, base=_from_hub(spec, allow_download, weights))
     raise InputError(
         "no such run, adapter, checkpoint or hub id",
         where=f"--model {spec}",
@@ -211,20 +214,25 @@ def _with_note(source: ModelSource, folder: Path) -> ModelSource:
     return replace(source, **told)
 
 
-def _from_hub(spec: str, allow_download: bool) -> Path:
+def _from_hub(spec: str, allow_download: bool, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     repo, _, revision = spec.partition("@")
-    wanted = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+    wanted = ["*.json", "*.txt", "*.jinja", "*.model", *(["*.safetensors"] if weights else [])]
     for local in (True, False) if allow_download else (True,):
         try:
             folder = snapshot_download(repo, revision=revision or None, local_files_only=local, allow_patterns=wanted)
         except Exception:  # noqa: S112 - the hub client raises a dozen kinds; all of them mean: not to be had here
             continue
-        if weight_files(Path(folder)):
+        if weight_files(Path(folder)) or (not weights and _described(Path(folder))):
             return Path(folder)
     raise InputError(
         "neither a folder here nor to be had from the model hub",
         where=f"--model {spec}",
         hint="Check the name and the network, or give a local folder",
     )
+
+
+def _described(folder: Path) -> bool:
+    """Whether all but the weights is there."""
+    return all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))

@@ -75,10 +75,13 @@ class Plan:
         }
 
 
-def plan(config: TrainConfig) -> Plan:
-    """Check all input: data, model folder, template, rows. Nothing is written. InputError for whatever is wrong."""
+def plan(config: TrainConfig, *, weights: bool = True) -> Plan:
+    """Check all input: data, model folder, template, rows. Nothing is written. InputError for whatever is wrong.
+
+    Without `weights` those of a hub id are not fetched.
+    """
     examples, data = _examples(config)
-    source = models.resolve(config.model)
+    source = models.resolve(config.model, weights=weights)
     if source.adapter is not None:
         raise InputError("training starts from a base, not from an adapter", where=f"--model {config.model}")
     tokenizer = models.load_tokenizer(source)

@@ -73,24 +73,47 @@ def finished(config: TrainConfig) -> bool:
         return _finished(Run(path), prepared, where)
 
 
-def _checked(config: TrainConfig) -> tuple[Path, Plan, models.Placement]:
+def outlook(config: TrainConfig) -> tuple[Plan, models.Placement]:
+    """What a run would be and where; all that `train` would refuse before it loads weights is refused.
+
+    Nothing is written, no weights are fetched, and a GPU that is asked for may be another machine's.
+
+    Raises:
+        InputError: As `train`.
+    """
+    path, prepared, where = _checked(config, here=False)
+    if where.device == "cpu" or torch.cuda.is_available():
+        check_devices(where.device, config.processes)
+    rows_per_process(config, len(prepared.rows), where, config.processes)
+    if (path / "manifest.json").exists():
+        _earlier(Run(path), prepared, where)
+    return prepared, where
+
+
+def _checked(config: TrainConfig, *, here: bool = True) -> tuple[Path, Plan, models.Placement]:
     path = run_path(config)
     if path.exists() and not path.is_dir():
         raise InputError("is a file", where=str(path), hint="Choose a folder with --out")
-    return path, plan(config), models.placement(config.device, config.dtype)
+    return path, plan(config, weights=here), models.placement(config.device, config.dtype, elsewhere=not here)
 
 
 def _finished(run: Run, prepared: Plan, where: models.Placement) -> bool:
     """Whether the folder holds this run, finished. InputError for one that holds another."""
+    before = _earlier(run, prepared, where)
+    if before is None or before["status"] != "finished":
+        return False
+    drop_resume_points(run)  # one killed right after its last word may still hold them
+    return True
+
+
+def _earlier(run: Run, prepared: Plan, where: models.Placement) -> dict[str, Any] | None:
+    """What the manifest says of this run, if it was begun. InputError for a folder that holds another."""
     before = run.manifest().get("train")
     if before is None and run.manifest().get("score"):
         raise InputError("holds scores of another model", where=str(run.path), hint="Choose a new folder with --out")
-    if before is None:
-        return False
-    _check_same(before, prepared, where, run.path)
-    if before["status"] == "finished":
-        drop_resume_points(run)  # one killed right after its last word may still hold them
-    return bool(before["status"] == "finished")
+    if before is not None:
+        _check_same(before, prepared, where, run.path)
+    return before
 
 
 def _check_same(before: dict[str, Any], prepared: Plan, where: models.Placement, path: Path) -> None:
@@ -98,7 +121,8 @@ def _check_same(before: dict[str, Any], prepared: Plan, where: models.Placement,
     recorded = TrainConfig.completed(old["settings"])
     changed = sorted(k for k, value in new["settings"].items() if recorded.get(k) != value)
     changed += [k for k in ("data", "template") if old[k] != new[k]]
-    if before["status"] != "finished":  # what it goes on from was computed so
+    if before["status"] != "finished" and models.weight_files(prepared.source.base):
+        # What it goes on from was computed with these.
         now_is = {"dtype": where.dtype, "base_weights": models.weights_hash(prepared.source.base)}
         changed += [k for k, value in now_is.items() if before.get(k) not in (None, value)]
     if changed:
