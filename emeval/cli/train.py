@@ -92,18 +92,26 @@ def train(
         int | None, typer.Option(help="Processes (GPUs) to train with, data parallel. (default 1)")
     ] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between resume points. (default a tenth)")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Tell size, steps and memory of the run; load no weights, write nothing.")
+    ] = False,
     out: o.Out = None,
     data_dir: o.DataDir = None,
     config: o.Config = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Resolve the settings, train, and say where the model is."""
-    flags = o.given(locals())
+    """Resolve the settings, train, and say where the model is; or with `--plan` what that would take."""
+    flags = o.given(locals(), "plan")
 
     from emeval.config import TrainConfig
 
     settings = TrainConfig.load(flags, config)
+    if plan:
+        from emeval.cli.forecast import tell_forecast
+
+        tell_forecast(settings, as_json)
+        return
     from emeval.train.plan import run_path
     from emeval.train.ranks import launch, launched, leave
     from emeval.train.run import finished
