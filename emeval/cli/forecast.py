@@ -40,7 +40,7 @@ def _lines(found: Forecast) -> dict[str, str]:
     prefix = told["shared_prefix"]
     return {
         "run": f"{told['model']}, {told['setting'] or 'own data'}, {told['method']}, {told['device']} {told['dtype']}",
-        "parameters": f"{_count(told['parameters'])}, trained {_count(told['trained'])} ({share:.2g} %)",
+        "parameters": f"{_count(told['parameters'])}, trained {_count(told['trained'])} ({share:.3g} %)",
         "not adapted": ", ".join(left),
         "rows": f"{told['rows']}, of {tokens['mean']:.0f} tokens on average, {tokens['longest']:.0f} the longest",
         "steps": f"{told['steps']} of {told['batch_size']} rows: {shape}",

@@ -18,11 +18,10 @@ from emeval.train.plan import Plan
 from emeval.train.rehearsal import Rehearsal, rehearse
 from emeval.train.run import outlook
 
-_HEAP = 1.5
+_HEAP = 1.4
 """What glibc's heap grows to, of the tensors that come and go in a step: it is kept, and has holes (`models.load`).
 
-Chosen on two small models in 21 settings (methods, LoRA and full, micro-batches): with it a process's estimated peak is
-0.88 to 1.1 of the measured one.
+Chosen on the runs that docs/method.md tells of.
 """
 _GPUS = (24, 40, 80, 140)
 """Sizes of common GPUs, GiB."""
