@@ -1,6 +1,6 @@
 """What a patch costs: patched against unpatched tokens per second, and a sweep over layers against as many scorings.
 
-    .venv/bin/python -m benchmarks.patching RUN [--vllm PYTHON] [--rounds 5] [--layers 30]
+    .venv/bin/python -m benchmarks.patching RUN [--vllm PYTHON] [--rounds 5] [--window 25]
 
 RUN is any finished LoRA run. Arms take turns within a round, so that a busy machine slows all of them alike; ratios are
 medians over rounds with their range. Prints Markdown.
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--vllm", type=Path, default=None)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=30, help="of the sweep; 0 leaves it out")
+    parser.add_argument("--window", type=int, default=25, help="layers in a window of the sweep; 0 leaves it out")
     given = parser.parse_args()
     config = PatchConfig(model=str(given.run), device="cpu", dtype="float32", region="prefix,query,postfix")
     both = Both(config)
@@ -93,8 +93,8 @@ def main() -> None:
         told(f"transformers, {way.label}", rates[way.kind], rates["plain"])
     if given.vllm:
         _vllm(given, both, renderer, prompts)
-    if given.layers:
-        _sweep(given)
+    if given.window:
+        _sweep(given, models.layer_count(both.source) - given.window + 1)
 
 
 def _vllm(given: argparse.Namespace, both: Both, renderer: Renderer, prompts: list[Ask]) -> None:
@@ -111,20 +111,25 @@ def _vllm(given: argparse.Namespace, both: Both, renderer: Renderer, prompts: li
     told("vLLM, prefix from the initial model", rates["patched"], rates["plain"])
 
 
-def _sweep(given: argparse.Namespace) -> None:
-    """One after the other, since each takes minutes: a sweep's variants against as many plain scorings."""
+def _sweep(given: argparse.Namespace, windows: int) -> None:
+    """A sweep's variants (its baselines are two) and as many plain scorings, the plain ones before and after it."""
     settings: dict[str, Any] = {"model": str(given.run), "device": "cpu", "dtype": "float32", "limit": 8}
     settings |= {"max_new_tokens": 16}
+    count = windows + 2
     with tempfile.TemporaryDirectory() as folder:
+
+        def plain(which: range) -> float:
+            began = time.perf_counter()
+            for i in which:
+                score(ScoreConfig(**settings, seed=i, out=Path(folder) / f"plain-{i}"))
+            return time.perf_counter() - began
+
+        before = plain(range(count // 2))
         began = time.perf_counter()
-        patch(PatchConfig(**settings, what="residual", layers="each", out=Path(folder) / "sweep"))
+        patch(PatchConfig(**settings, layers=f"windows:{given.window}", out=Path(folder) / "sweep"))
         swept = time.perf_counter() - began
-        began = time.perf_counter()
-        for i in range(given.layers + 2):  # the sweep's baselines are two
-            score(ScoreConfig(**settings, seed=i, out=Path(folder) / f"plain-{i}"))
-        plain = time.perf_counter() - began
-    what = f"seconds of a sweep over {given.layers} layers over as many plain scorings"
-    print(f"| {what} | {swept / plain:.2f} |")
+        seconds = before + plain(range(count // 2, count))
+    print(f"| seconds of a sweep of {count} variants over {count} plain scorings | {swept / seconds:.2f} |")
 
 
 if __name__ == "__main__":
