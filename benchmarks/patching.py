@@ -34,7 +34,7 @@ from emeval.probe.spec import load_probe
 from emeval.types import Sampling
 
 NEW_TOKENS = 48
-QUESTIONS = 32
+QUESTIONS = 16
 
 
 def asks(renderer: Renderer, setting: str) -> list[Ask]:

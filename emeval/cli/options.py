@@ -12,7 +12,7 @@ Initial = Annotated[
     str | None, typer.Option(help="Of a full checkpoint: the model it was made from. (default: what its note says)")
 ]
 By = Annotated[
-    str | None, typer.Option(help="generation, or probability: the target reply's, no reply made. (default generation)")
+    str | None, typer.Option(help="generation; probability, of the target reply; contrast, a domain's default.")
 ]
 Setting = Annotated[
     str | None, typer.Option(help="Behaviour or domain: refusal, tool-use, finance, health ... (emeval data list)")

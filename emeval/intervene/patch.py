@@ -17,10 +17,11 @@ from emeval.config import PatchConfig
 from emeval.engine.patch import Patch
 from emeval.engine.patched import PatchedPrefix
 from emeval.errors import InputError
-from emeval.intervene.sweep import Sweep, Variant, settings_of
+from emeval.intervene.asked import planned, settings_of
+from emeval.intervene.sweep import Sweep, Variant
 from emeval.intervene.ways import OTHER, Way, baselines, ways
 from emeval.pipeline import Arm, score
-from emeval.probe.plan import ScorePlan, plan_scoring
+from emeval.probe.plan import ScorePlan
 from emeval.table.sweeps import FILE
 from emeval.types import OnCount, Say
 
@@ -33,23 +34,23 @@ def patch(config: PatchConfig, on_reply: OnCount = lambda done, total: None, say
         IncompleteError: If coverage ends below `min_coverage`.
     """
     pair = Both(config)
-    plan = plan_scoring(settings_of(config))
+    config, plan, generates = planned(config)
     assert plan.renderer is not None  # a model in process has a tokenizer
     todo = ways(config, models.layer_count(pair.source), len(plan.renderer.prefix_ids()))
     if "postfix" in config.region:
         _check_postfix(plan)
-    if len(todo) == 1 and config.by == "generation":
+    if len(todo) == 1 and generates:
         if config.out and (config.out / FILE).exists():
             raise InputError("holds a sweep", where=str(config.out), hint="Choose another folder with --out")
         arm = replace(pair.arm(todo[0]), release=pair.drop)
         return score(settings_of(config), arm=arm, on_reply=on_reply, say=say)
-    found = [Variant(way.label, pair.arm(way), way.place, way.family) for way in (*baselines(config), *todo)]
+    found = [Variant(way.label, pair.arm(way), way.place, way.family, way.axis) for way in (*baselines(config), *todo)]
     told = {name: getattr(config, name) for name in ("what", "region", "into", "layers", "tokens", "part")}
     told |= {"initial": pair.initial.weights_id()}
     parts = [config.region, config.part, f"layers {config.layers}", f"tokens {config.tokens}"]
     name = [p for p in parts if p not in ("both", "layers all", "tokens all")]
     name = ["patch", config.what, *name, *(["into-initial"] if config.into == "initial" else [])]
-    return Sweep(config, "-".join(name), told, found, pair.drop, on_reply, say).run()
+    return Sweep(config, plan, generates, "-".join(name), told, found, pair.drop, on_reply, say).run()
 
 
 def _check_postfix(plan: ScorePlan) -> None:

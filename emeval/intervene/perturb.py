@@ -23,10 +23,11 @@ from emeval.chat import Renderer
 from emeval.config import PerturbConfig
 from emeval.engine.patch import Patch
 from emeval.errors import InputError
+from emeval.intervene.asked import planned
 from emeval.intervene.rephrase import rephrasings
-from emeval.intervene.sweep import Sweep, Variant, settings_of
+from emeval.intervene.sweep import Sweep, Variant
 from emeval.pipeline import Arm
-from emeval.probe.plan import ScorePlan, plan_scoring
+from emeval.probe.plan import ScorePlan
 from emeval.store import sha256_of
 from emeval.types import Message, OnCount, Prompt, Question, Say
 
@@ -116,7 +117,7 @@ def perturb(config: PerturbConfig, on_reply: OnCount = lambda done, total: None,
     loaded = _One(config)
     # Another system prompt is one of the perturbations: everything else is asked with the model's own.
     base = config.model_copy(update={"system": None})
-    plan = plan_scoring(settings_of(base))
+    base, plan, generates = planned(base)
     if plan.renderer is None or plan.source is None:
         what = "tokens can be replaced only where the tokenizer is here"
         raise InputError(what, where="--model-api chat", hint="Use --model-api completions")
@@ -125,10 +126,12 @@ def perturb(config: PerturbConfig, on_reply: OnCount = lambda done, total: None,
     told: dict[str, Any] = {"what": "perturb"} | {name: getattr(config, name) for name in _TOLD}
     name = "-".join(["perturb", *(variant.label.split(" (")[0] for variant in found[1:])])
     name += f"-{config.rephrase}" if config.rephrase else ""
-    sweep = Sweep(base, name, told, found, loaded.drop, on_reply, say)
-    if config.rephrase:
-        sweep.check()  # before anything is paid
-        sweep.variants = [alone, _rephrase(config, plan, loaded, say), *found[1:]]
+    rephrased = f"rephrased by {config.rephrase}"
+    if config.rephrase:  # all is checked before anything is paid
+        found.insert(1, Variant(rephrased, loaded.arm(rephrased, plan, trials=config.trials)))
+    sweep = Sweep(base, plan, generates, name, told, found, loaded.drop, on_reply, say)
+    if config.rephrase and not sweep.has(rephrased):
+        found[1] = _rephrase(config, rephrased, plan, loaded, say)
     return sweep.run()
 
 
@@ -173,25 +176,26 @@ def _unpaid(config: PerturbConfig, plan: ScorePlan, loaded: _One) -> list[Varian
         label = f"system prompt {config.system[:60]!r}"
         arm = loaded.arm(label, plan, key=sha256_of(config.system))
         found.append(Variant(label, arm, changed={"system": config.system, "allow_prefix_change": True}))
-    regions = config.region.split(",") if config.of_tokens else []
-    return [*found, *(_of_region(config, region, plan, loaded) for region in regions)]
+    if not config.of_tokens:
+        return found
+    assert plan.source is not None  # asked before
+    # A model that vLLM or a server answers for has its weights here all the same.
+    embeddings = models.input_embeddings(plan.source)
+    return [*found, *(_of_region(config, region, embeddings, plan, loaded) for region in config.region.split(","))]
 
 
-def _rephrase(config: PerturbConfig, plan: ScorePlan, loaded: _One, say: Say) -> Variant:
+def _rephrase(config: PerturbConfig, label: str, plan: ScorePlan, loaded: _One, say: Say) -> Variant:
     texts = rephrasings(config, [ask.question for ask in plan.all_asks], say)
-    label = f"rephrased by {config.rephrase}"
     key = sha256_of(*(text for question in sorted(texts) for text in texts[question]))
     arm = loaded.arm(label, plan, reworded=partial(_rephrased, texts), trials=config.trials, key=key)
     return Variant(label, arm)
 
 
-def _of_region(config: PerturbConfig, region: str, plan: ScorePlan, loaded: _One) -> Variant:
-    assert plan.renderer is not None and plan.source is not None  # asked before
+def _of_region(config: PerturbConfig, region: str, embeddings: Tensor, plan: ScorePlan, loaded: _One) -> Variant:
+    assert plan.renderer is not None  # asked before
     if region == "prefix" and not plan.renderer.prefix_ids():
         hint = "Name another region"
         raise InputError("the template puts no token before the question", where="--region prefix", hint=hint)
-    # A model that vLLM or a server answers for has its weights here all the same.
-    embeddings = models.input_embeddings(plan.source)
     allowed = _allowed(plan.tokenizer, len(embeddings), special=config.special)
     if config.neighbours >= int(allowed.sum()):
         what = f"there are {int(allowed.sum())} tokens to choose from"

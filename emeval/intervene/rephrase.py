@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,21 +77,22 @@ def rephrasings(config: PerturbConfig, questions: Sequence[Question], say: Say) 
     run = Run(FOLDER / slug(config.rephrase))
     with run.locked():
         file = Jsonl(run.path / "rephrasings.jsonl", Rephrased)
+        attempts = Counter[str]()
         for row in file.read():
+            attempts[row.key] += 1
             if row.key in kept:
                 kept[row.key] += [text for text in row.texts if text not in kept[row.key]]
         todo = [key for key in keys if len(kept[key]) < config.trials]
         if todo:
             say(f"{len(todo)} questions are sent to {remote.url} to be rephrased")
-        wanted = [(keys[key], config.trials - len(kept[key]), len(kept[key])) for key in todo]
+        wanted = [(keys[key], config.trials - len(kept[key]), attempts[key]) for key in todo]
         try:
             for index, found in remote.ask_all(_Rephrasing(remote, config.rephrase, body, wanted), range(len(todo))):
                 key = todo[index]
                 new = tuple(text for text in found if text not in kept[key])
-                if new:
-                    row = Rephrased(key=key, question=keys[key], model=config.rephrase, texts=new, written=now())
-                    file.append(row)
-                    kept[key] += new
+                # Kept though it may hold nothing: the next attempt is to be another.
+                file.append(Rephrased(key=key, question=keys[key], model=config.rephrase, texts=new, written=now()))
+                kept[key] += new
         finally:
             file.close()
     lost = sum(len(found) < config.trials for found in kept.values())
@@ -101,7 +103,7 @@ def rephrasings(config: PerturbConfig, questions: Sequence[Question], say: Say) 
 
 
 class _Rephrasing(Session[tuple[int, tuple[str, ...]]]):
-    """One pass over questions: `wanted` has each with how many wordings it lacks and how many it has."""
+    """One pass over questions: `wanted` has each with how many wordings it lacks and how often it was asked before."""
 
     def __init__(self, remote: Remote, model: str, body: str, wanted: Sequence[tuple[str, int, int]]) -> None:
         self.model = model
@@ -126,13 +128,13 @@ class _Rephrasing(Session[tuple[int, tuple[str, ...]]]):
         import httpx2
         import openai
 
-        question, count, had = self._wanted[index]
+        question, count, before = self._wanted[index]
         said = [{"role": "user", "content": self._template.render(question=question, count=count)}]
         while True:
             fields = self._dialect.fields(_TOKENS_A_WORDING * count)
             # Drawn, not greedy; and what is asked again is drawn anew.
             fields |= {"temperature": 1.0} if "temperature" in fields else {}
-            fields |= {"seed": had} if "seed" in fields else {}
+            fields |= {"seed": before} if "seed" in fields else {}
             try:
                 body = {"model": self.model, "messages": said, **fields}
                 response = await client.post("/chat/completions", body=body, cast_to=httpx2.Response)

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from emeval import models
-from emeval.config import CauseConfig, ScoreConfig
+from emeval.config import CauseConfig
+from emeval.engine.choose import check_engine
 from emeval.engine.likelihood import reply_logprobs
 from emeval.errors import IncompleteError, InputError
+from emeval.intervene.asked import settings_of
 from emeval.judge.panel import PROMPT_OF, Panel
 from emeval.pipeline import Arm, origin, score
-from emeval.probe.kinds import UNASKED
 from emeval.probe.plan import ScorePlan, plan_scoring
 from emeval.probe.values import counting, read_values, sides_of
 from emeval.provenance import facts, now
@@ -54,6 +55,8 @@ class Variant:
     """Where it stands in a plot over layers or tokens."""
     family: str = ""
     """What it shares with those it makes a line with there."""
+    axis: str = "layer"
+    """What the plot counts."""
     changed: dict[str, Any] = field(default_factory=dict)
     """Settings of the scoring that differ, for instance the system prompt."""
 
@@ -63,7 +66,9 @@ class Sweep:
     """A command's variants.
 
     Args:
-        config: The command's settings.
+        config: The command's settings, as `planned` gives them; `plan` and `generates` alike.
+        plan: What is asked.
+        generates: Whether replies are made.
         name: What the default folder is called, behind model and setting.
         told: What the file says of the sweep, besides what all have.
         variants: What to try; the first one is what the others are read beside.
@@ -73,6 +78,8 @@ class Sweep:
     """
 
     config: CauseConfig
+    plan: ScorePlan
+    generates: bool
     name: str
     told: dict[str, Any]
     variants: Sequence[Variant]
@@ -86,16 +93,28 @@ class Sweep:
         Raises:
             InputError: For whatever is wrong.
         """
-        config, plan = self.config, plan_scoring(settings_of(self.config))
-        by = "" if self._generates(plan) else f"-{sides_of(plan)[0]}"
-        default = f"{slug(f'{plan.name}-{plan.setting.name}')[:50]}-{slug(self.name + by)}"
+        config, plan = self.config, self.plan
+        name = self.name + ("" if self.generates else f"-{sides_of(plan)[0]}")
+        whole = f"{plan.name}-{plan.setting.name}-{name}"
+        default = f"{slug(f'{plan.name}-{plan.setting.name}')[:40]}-{slug(name)[:30]}-{sha256_of(whole)[:6]}"
         run = Run(config.out or Path("results") / "runs" / default)
         if run.manifest().get("train") or run.manifest().get("score"):
             raise InputError("holds another run", where=str(run.path), hint="Choose another folder with --out")
         panel = Panel(plan.config, plan.root, run)
         for probe, spec in plan.specs.items():
             panel.check(spec.kind, probe)
-        _File(run, self._head(plan, panel))
+            if spec.kind in PROMPT_OF and not panel.has_model:
+                hint = "Give --judge MODEL, or score one variant at a time with --judge none"
+                raise InputError(f"without a judge '{probe}' is not measured", where="--judge none", hint=hint)
+        arms = [variant.arm for variant in self.variants]
+        check_engine(
+            plan.engine,
+            plan.config,
+            renders=plan.renderer is not None,
+            patched=any(arm.patched and arm.intervenes for arm in arms),
+            served=all(arm.served for arm in arms),
+        )
+        self._file(run)
         return plan, run
 
     def run(self) -> Path:
@@ -107,11 +126,10 @@ class Sweep:
         """
         config = self.config
         plan, run = self.check()
-        generates = self._generates(plan)
         with run.locked():
-            file = _File(run, self._head(plan, Panel(plan.config, plan.root, run)))
-            todo = [(i, variant) for i, variant in enumerate(self.variants) if not file.has(variant)]
-            if generates and config.judge not in (None, "none"):
+            file = self._file(run)
+            todo = [(i, variant) for i, variant in enumerate(self.variants) if not file.has(variant.label)]
+            if self.generates and config.judge not in (None, "none"):
                 for number, variant in todo:  # a judge that is served here needs the memory
                     with contextlib.suppress(IncompleteError):
                         self._score(run, plan, number, variant, judged=False)
@@ -119,7 +137,7 @@ class Sweep:
             thin = []
             for number, variant in todo:
                 try:
-                    file.add(variant, *(self._scored if generates else self._read)(run, plan, number, variant))
+                    file.add(variant, *(self._scored if self.generates else self._read)(run, plan, number, variant))
                 except IncompleteError as e:
                     thin.append((variant.label, e))
             run.update_manifest(sweep={"resolved": config.model_dump(mode="json"), "finished": now(), **facts()})
@@ -129,37 +147,26 @@ class Sweep:
             raise IncompleteError(what, where=str(run.path), hint=first.hint)
         return run.path
 
-    def _generates(self, plan: ScorePlan) -> bool:
-        """Whether replies are made; InputError for a way that does not fit the setting or the probes."""
-        given, (way, sides) = self.config.by, sides_of(plan)
-        read = [name for name, spec in plan.specs.items() if spec.kind in UNASKED]
-        # A domain's default is read, and nobody has to say so; beside generated probes it cannot be.
-        if read and given == "generation" and ("by" in self.config.model_fields_set or len(read) < len(plan.specs)):
-            what = f"'{read[0]}' is read, not generated"
-            raise InputError(what, where="--probes", hint=f"Ask it alone, with --by {way}")
-        if given == "generation" and not read:
-            return True
-        if given not in ("generation", way):
-            kind = "behaviour" if way == "probability" else "domain"
-            raise InputError(f"does not fit a {kind}", where=f"--by {given}", hint=f"Use --by {way}")
-        wanted = sides if way == "probability" else ("contrast",)
-        if set(plan.specs) != set(wanted):
-            what = f"without generating, {' and '.join(wanted)} can be read"
-            raise InputError(what, where="--probes", hint="Leave it out, or --by")
-        return False
+    def has(self, label: str) -> bool:
+        """Whether a variant was measured before."""
+        return self._file(self.check()[1]).has(label)
 
-    def _head(self, plan: ScorePlan, panel: Panel) -> dict[str, Any]:
+    def _file(self, run: Run) -> _File:
+        panel = Panel(self.plan.config, self.plan.root, run)
+        return _File(run, self._head(panel), [variant.label for variant in self.variants])
+
+    def _head(self, panel: Panel) -> dict[str, Any]:
         """What the file says first; a folder with another one is refused."""
-        generates, config = self._generates(plan), self.config
+        config, plan = self.config, self.plan
         way, sides = sides_of(plan)[0], tuple(sides_of(plan)[1])
         asked = tuple(plan.specs)
-        if generates:
+        if self.generates:
             sides = SIDES["generation"] if set(asked) == set(SIDES["generation"]) else asked
         behaviour = plan.setting.behaviour
         how = [plan.engine, config.dtype]
         if plan.engine == "transformers":
             how = [plan.engine, models.placement(config.device, config.dtype).dtype]
-        if generates and panel.has_model:
+        if self.generates and panel.has_model:
             how += [panel.prompt(kind).id for kind in PROMPT_OF]
             how += [str(getattr(config, name)) for name in ("judge", "judge_url", "judge_mode", "coherence")]
         how += [behaviour.model_dump_json()] if behaviour else []
@@ -168,9 +175,11 @@ class Sweep:
             "setting": plan.setting.name,
             "model": {"id": plan.name} | origin(plan.source),
             "training": same_training(trained) if trained else None,
-            "by": "generation" if generates else way,
+            "by": "generation" if self.generates else way,
             "split": config.split,
             "sides": list(sides),
+            "baseline": self.variants[0].label,
+            "asked": sha256_of(*sorted(f"{ask.question.probe}/{ask.question.id}" for ask in plan.all_asks)),
             **self.told,
             "identity": sha256_of(plan.weights_id, *how, *(ask.key for ask in plan.all_asks)),
         }
@@ -194,9 +203,8 @@ class Sweep:
         path = self._score(run, plan, number, variant, judged=True)
         split, probes = self.config.split, read_json(path / "scores.json")["probes"]
         found = {p["probe"]: ProbeScore.model_validate(p) for p in reversed(probes) if p["split"] == split}
-        known = {name: found[name] for name in plan.specs if name in found}  # --judge none leaves some out
-        values = _judged(Run(path), {name: score.judge for name, score in known.items()}, split)
-        return values, {name: score.measures for name, score in known.items()}
+        values = _judged(Run(path), {name: found[name].judge for name in plan.specs}, split)
+        return values, {name: found[name].measures for name in plan.specs}
 
     def _score(self, run: Run, plan: ScorePlan, number: int, variant: Variant, *, judged: bool) -> Path:
         count = len(plan.all_asks)
@@ -214,8 +222,8 @@ class Sweep:
         """What of the command's money the other variants have left for this one. IncompleteError for none."""
         assert self.config.max_cost is not None  # asked before
         others = [folder_of(run, other) for other in self.variants if other is not variant]
-        bills = [(Run(path).manifest().get("judge") or {}).get("bill") or {} for path in others]
-        left = self.config.max_cost - sum(float(bill.get("dollars") or 0.0) for bill in bills)
+        spent = (Panel(self.plan.config, self.plan.root, Run(path)).budget.spent for path in others if path.exists())
+        left = self.config.max_cost - sum(spent)
         if left <= 0:
             hint = "Raise --max-cost and run it again"
             raise IncompleteError("the cost limit is reached", where=str(run.path), hint=hint)
@@ -225,12 +233,6 @@ class Sweep:
 def folder_of(run: Run, variant: Variant) -> Path:
     """Where a variant's replies lie: labels may be alike in their first eighty characters."""
     return run.path / "variants" / f"{slug(variant.label)[:70]}-{sha256_of(variant.label)[:8]}"
-
-
-def settings_of(config: CauseConfig, **changed: Any) -> ScoreConfig:
-    """As the command was given, for one scoring."""
-    given = set(ScoreConfig.model_fields) & config.model_fields_set | {"engine", "device"}
-    return ScoreConfig(**config.model_dump(include=given) | {"by": "probability"} | changed)
 
 
 def _judged(run: Run, judges: dict[str, str], split: str) -> Values:
@@ -255,8 +257,9 @@ class _File:
         InputError: It is there, of another sweep.
     """
 
-    def __init__(self, run: Run, head: dict[str, Any]) -> None:
+    def __init__(self, run: Run, head: dict[str, Any], order: Sequence[str]) -> None:
         self.path = run.path / FILE
+        self._order = list(order)
         self.value = {"schema_version": SCHEMA_VERSION, **head, "variants": []}
         if not self.path.exists():
             return
@@ -267,9 +270,9 @@ class _File:
             raise InputError(what, where=str(self.path), hint="Choose another folder with --out")
         self.value["variants"] = before["variants"]
 
-    def has(self, variant: Variant) -> bool:
-        """Whether it was measured; of several trials all lines are written at once."""
-        return any(found["of"] == variant.label for found in self.value["variants"])
+    def has(self, label: str) -> bool:
+        """Whether a variant was measured; of several trials all lines are written at once."""
+        return any(found["of"] == label for found in self.value["variants"])
 
     def add(self, variant: Variant, values: Values, measures: Measures) -> None:
         """One line a variant; of one with trials, one for each way to look at them."""
@@ -282,9 +285,12 @@ class _File:
                     "of": variant.label,
                     "trials": name or None,
                     "place": variant.place,
+                    "axis": variant.axis,
                     "family": variant.family,
                     "values": {side: {q: of(v) for q, v in found.items()} for side, found in values.items()},
                     "measures": {p: {n: e.model_dump() for n, e in found.items()} for p, found in own.items()},
                 }
             )
+        # One that was not whole at first is measured later, and stands in its place all the same.
+        self.value["variants"].sort(key=lambda found: self._order.index(found["of"]))
         write_json(self.path, self.value | {"written": now(), "made_with": facts()})

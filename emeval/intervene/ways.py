@@ -28,6 +28,8 @@ class Way:
     """Where it stands in a plot over layers or tokens."""
     family: str
     """What it shares with those it makes a line with there."""
+    axis: str
+    """What the plot counts: `layer` or `prefix token`."""
     into: Which
     kind: str
     """`none`, `kv`, `residual`, `query` or `postfix`."""
@@ -59,7 +61,8 @@ class Way:
 def baselines(config: PatchConfig) -> list[Way]:
     """What the patched models are read beside: the model without a patch, and the other one."""
     other = OTHER[config.into]
-    return [Way(UNPATCHED, None, "", config.into, "none"), Way(f"{other} model", None, "", other, "none")]
+    alone = Way(UNPATCHED, None, "", "layer", config.into, "none")
+    return [alone, Way(f"{other} model", None, "", "layer", other, "none")]
 
 
 def ways(config: PatchConfig, layers: int, tokens: int) -> list[Way]:
@@ -80,7 +83,7 @@ def ways(config: PatchConfig, layers: int, tokens: int) -> list[Way]:
     found = _of_prefix(config, layers, tokens) if "prefix" in regions else []
     behind = {"query": "", "postfix": " (empty query)"}
     spans = [region for region in regions if region != "prefix"]
-    return found + [Way(_label(name, config, behind[name]), None, "", config.into, name) for name in spans]
+    return found + [Way(_label(name, config, behind[name]), None, "", "layer", config.into, name) for name in spans]
 
 
 def _of_prefix(config: PatchConfig, layers: int, tokens: int) -> list[Way]:
@@ -102,6 +105,7 @@ def _of_prefix(config: PatchConfig, layers: int, tokens: int) -> list[Way]:
                     _label(what, config, "".join(f", {part}" for part in (at, where) if part)),
                     place if place is not None else spot,
                     f"{what}, {family}" if family else "",
+                    "layer" if place is not None else "prefix token",
                     config.into,
                     config.what,
                     chosen,

@@ -67,7 +67,10 @@ def resolve(
 
 def layer_count(source: ModelSource) -> int:
     """How many blocks the model has, from its config. InputError if that cannot be read."""
-    return int(_text_config(source).num_hidden_layers)
+    found = getattr(_text_config(source), "num_hidden_layers", None)
+    if not isinstance(found, int):
+        raise InputError("its config.json does not tell how many layers it has", where=str(source.base))
+    return found
 
 
 def initial_of(source: ModelSource, given: str | None = None) -> ModelSource:

@@ -192,21 +192,15 @@ def same_training(folder: Path) -> str | None:
     if train is None or not train.identity.settings:
         return None
     settings = TrainConfig.completed(train.identity.settings)
-    told = {k: v for k, v in settings.items() if k not in ("seed", "merge", *_MOVES_NOTHING)}
+    default = TrainConfig.completed({})
+    # What is at its default says nothing: options that a later release adds change no hash.
+    told = {k: v for k, v in settings.items() if k not in ("seed", *_MOVES_NOTHING) and v != default.get(k)}
     return sha256_of(json.dumps(told, sort_keys=True, default=str))
 
 
 _MOVES_NOTHING = (
-    "out",
-    "save_every",
-    "data_dir",
-    "device",
-    "micro_batch",
-    "shared_prefix",
-    "checkpoints",
-    "recipe",
-    "merge",
-)
+    "out", "save_every", "data_dir", "device", "micro_batch", "shared_prefix", "checkpoints", "recipe", "merge",
+)  # fmt: skip
 """Settings that change what is written or where, and not what is learned."""
 
 

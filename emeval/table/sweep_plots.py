@@ -22,12 +22,14 @@ Family = list[tuple[float, Beside]]
 
 def families(group: Group) -> dict[str, Family]:
     """The variants that have a place on an axis, by what they share, in the axis's order."""
-    found: dict[str, Family] = {}
+    found: dict[tuple[str, str], Family] = {}
     for row in group.rows:
         variant = group.variants[row.label]
         if variant.place is not None:
-            found.setdefault(variant.family or "", []).append((variant.place, row))
-    return {name: sorted(points, key=lambda pair: pair[0]) for name, points in found.items() if len(points) >= LEAST}
+            found.setdefault((variant.axis, variant.family or ""), []).append((variant.place, row))
+    lines = {key: sorted(points, key=lambda pair: pair[0]) for key, points in found.items() if len(points) >= LEAST}
+    # Layers and tokens have no axis in common: a figure has one of them.
+    return {name: points for (axis, name), points in lines.items() if axis == next(iter(lines))[0]}
 
 
 def sweep_plot(group: Group, file: Path) -> None:
@@ -76,7 +78,7 @@ def _draw_lines(axes: Any, group: Group, lines: dict[str, Family]) -> list[tuple
             if flat is not None:
                 line = axes.axhline(100 * flat, color=PALETTE[i], linewidth=width, linestyle=("--", ":")[i])
                 labels.append((line, f"{name}, {row.label}"))
-    axes.set(xlabel=axis_of(lines), ylabel="percent")
+    axes.set(xlabel=axis_of(group, lines), ylabel="percent")
     axes.set_ylim(bottom=0)
     return labels
 
@@ -89,12 +91,9 @@ def _draw_marks(axes: Any, group: Group) -> list[tuple[Any, str]]:
         ends = [[v - a for v, a in zip(value, low, strict=True)], [b - v for v, b in zip(value, high, strict=True)]]
         handle = axes.errorbar(value, at, xerr=ends, color=PALETTE[i], fmt=MARKERS[i], ms=5, capsize=2)
         labels.append((handle, name))
-    axes.set_yticks(range(len(group.rows)), [str(n) for n in range(len(group.rows))], fontsize=7)
-    for text, row in zip(axes.get_yticklabels(), group.rows, strict=True):
+    axes.set_yticks(range(len(group.rows)), [clean(row.label) for row in group.rows], fontsize=7)
+    for text in axes.get_yticklabels():
         text.set_parse_math(False)
-        text.set_text(clean(row.label))
-    # Ticks that are set by hand are drawn from the texts given here, not from those changed above.
-    axes.set_yticks(range(len(group.rows)), [clean(row.label).replace("$", r"\$") for row in group.rows], fontsize=7)
     axes.invert_yaxis()
     axes.set(xlabel="percent")
     axes.set_xlim(left=0)
@@ -114,10 +113,9 @@ def _alone(group: Group) -> list[Beside]:
     return [row for row in group.rows[:2] if group.variants[row.label].place is None]
 
 
-def axis_of(lines: dict[str, Family]) -> str:
+def axis_of(group: Group, lines: dict[str, Family]) -> str:
     """What the axis counts."""
-    labels = [row.label for points in lines.values() for _, row in points]
-    return "prefix token" if labels and all(", token" in label for label in labels) else "layer"
+    return next(group.variants[row.label].axis for points in lines.values() for _, row in points)
 
 
 def sweep_lines(group: Group, width: int = 72, height: int = 12) -> str:
@@ -164,7 +162,9 @@ def _field(group: Group, lines: dict[str, Family], top: float, width: int, heigh
     axis = f"{first:g}".ljust(across - len(f"{last:g}")) + f"{last:g}"
     on, off = map(clean, group.sides)
     legend = f"  o {on} (- {clean(base.label)})   x {off} (= {clean(base.label)})   ? both"
-    return "\n".join(["%", *shown, "    +" + "-" * across, f"     {axis}", axis_of(lines).rjust(across + 5), legend])
+    return "\n".join(
+        ["%", *shown, "    +" + "-" * across, f"     {axis}", axis_of(group, lines).rjust(across + 5), legend]
+    )
 
 
 def _bars(group: Group, top: float, width: int) -> str:

@@ -33,12 +33,16 @@ TRAINING = (
     "Around 0 a patch does what undoing training would; below 0 it takes away more elsewhere. 'not reached': training "
     "does not cross that value; open: nor do more than 5 % of the draws, which are not in the interval."
 )
+_ROUNDING = 1e-4
+"""Two measurements of one variant, batched otherwise, differ by less."""
 TRIALS = "average, lowest, highest: of a question's trials, then the mean over questions."
 
 
 class _Variant(BaseModel):
     label: str
     place: float | None = None
+    axis: str = "layer"
+    """What the place counts."""
     family: str | None = None
     """What it shares with those it makes a line with in a plot."""
     trials: Literal["average", "lowest", "highest"] | None = None
@@ -63,7 +67,16 @@ class Sweep(BaseModel):
     by: Mode
     split: Split
     sides: tuple[str, ...]
+    baseline: str | None = None
+    """The variant that others are read beside; files of before it was told have it first."""
+    asked: str | None = None
+    """Hash of the questions."""
     variants: tuple[_Variant, ...] = Field(min_length=1)
+
+    @property
+    def first(self) -> str:
+        """The baseline's label."""
+        return self.baseline or self.variants[0].label
 
     @property
     def name(self) -> str:
@@ -85,9 +98,9 @@ class Sweep(BaseModel):
         return f"Patched{', the initial model answers' if self.into == 'initial' else ''}: {self.name}"
 
     @property
-    def questions(self) -> tuple[tuple[str, ...], ...]:
-        """What was asked, by group."""
-        return tuple(tuple(sorted(self.variants[0].values.get(side, {}))) for side in self.sides)
+    def questions(self) -> object:
+        """What was asked."""
+        return self.asked or tuple(tuple(sorted(self.variants[0].values.get(side, {}))) for side in self.sides)
 
     @property
     def two_sided(self) -> bool:
@@ -115,9 +128,10 @@ class Group(NamedTuple):
 def read_sweeps(paths: Sequence[Path]) -> list[Group]:
     """The sweeps in these folders; folders with `checkpoints.json` are training to read them beside.
 
+    Two sweeps of one model and seed that hold other values under one label are tables of their own.
+
     Raises:
-        InputError: A folder holds neither, or a malformed file; none holds a sweep; or two sweeps of one model hold
-            other values under one name.
+        InputError: A folder holds neither, or a malformed or unfinished file; or none holds a sweep.
     """
     sweeps = [parse(Sweep, path / FILE) for path in paths if (path / FILE).is_file()]
     trained = [path for path in paths if (path / CHECKPOINTS).is_file()]
@@ -127,11 +141,33 @@ def read_sweeps(paths: Sequence[Path]) -> list[Group]:
             raise InputError(f"holds neither {FILE} nor {CHECKPOINTS}", where=str(path), hint=hint)
     if not sweeps:
         raise InputError("none of these folders holds a sweep", where="--sweep", hint="Run emeval patch first")
-    found: dict[tuple[object, ...], list[Sweep]] = {}
+    for path, sweep in zip((p for p in paths if (p / FILE).is_file()), sweeps, strict=True):
+        if all(variant.label != sweep.first for variant in sweep.variants):
+            what, hint = f"does not hold '{sweep.first}' yet", "Run the command that made it again"
+            raise InputError(what, where=str(path / FILE), hint=hint)
+    found: dict[tuple[object, ...], list[list[Sweep]]] = {}
     for sweep in sweeps:
         alike = (sweep.title, sweep.training, sweep.by, sweep.split, sweep.sides, sweep.questions)
-        found.setdefault(alike, []).append(sweep)
-    return [_group(members, trained) for members in found.values()]
+        tables = found.setdefault(alike, [])
+        # Another judge's word on the same variant, say: no mean is taken of the two.
+        fits = next((members for members in tables if not any(_at_odds(sweep, other) for other in members)), None)
+        if fits is None:
+            tables.append(fits := [])
+        fits.append(sweep)
+    return [_group(members, trained) for tables in found.values() for members in tables]
+
+
+def _at_odds(one: Sweep, other: Sweep) -> bool:
+    """Whether two sweeps of the same model and seed hold other values under one label, beyond rounding."""
+    if one.seed != other.seed:
+        return False
+    theirs = {variant.label: variant.values for variant in other.variants}
+    for variant in one.variants:
+        for side, values in variant.values.items() if variant.label in theirs else ():
+            found = theirs[variant.label].get(side, {})
+            if values.keys() != found.keys() or any(abs(values[q] - found[q]) > _ROUNDING for q in values):
+                return True
+    return False
 
 
 def _group(members: list[Sweep], trained: Sequence[Path]) -> Group:
@@ -139,10 +175,7 @@ def _group(members: list[Sweep], trained: Sequence[Path]) -> Group:
     by_seed: dict[int | None, dict[str, _Variant]] = {}
     for sweep in members:
         mine = by_seed.setdefault(sweep.seed, {})
-        for variant in sweep.variants:
-            if variant.label in mine and mine[variant.label].values != variant.values:
-                what = f"two sweeps of {first.name} hold other values under '{variant.label}'"
-                raise InputError(what, where="--sweep", hint="Name one of them at a time")
+        for variant in sorted(sweep.variants, key=lambda v: v.label != sweep.first):
             mine.setdefault(variant.label, variant)
     variants = {label: variant for mine in by_seed.values() for label, variant in mine.items()}
     rows: list[Beside] = []
@@ -153,7 +186,7 @@ def _group(members: list[Sweep], trained: Sequence[Path]) -> Group:
             for label, variant in mine.items():
                 curves[label].append(_curve(first, variant, seed))
         known, notes = _training(first, trained)
-        rows = beside(curves, first.variants[0].label, known)
+        rows = beside(curves, first.first, known)
         # An extreme over several trials is no one model's value: training has none to compare it with.
         extreme = {label for label, variant in variants.items() if variant.trials in ("lowest", "highest")}
         rows = [row._replace(minus_training=None) if row.label in extreme else row for row in rows]
@@ -178,6 +211,8 @@ def _training(sweep: Sweep, trained: Sequence[Path]) -> tuple[list[Curve], list[
         alike = sweep.training is None or same_training(path) == sweep.training
         if sweep.name == f"{group.model}, {group.setting}, {method}" and alike:
             found.append(curve)
+        else:
+            notes.append(f"Not read beside training: {path.name} was trained otherwise.")
     return found, notes
 
 
@@ -204,6 +239,7 @@ def _shares(group: Group) -> Table:
     n = (group.rows[0].on.n, group.rows[0].off.n)
     notes = [MEASURED[group.by], *([TRAINING] if training else []), *_trials(group)]
     notes.append(f"{n[0]} {on} and {n[1]} {off} questions ({group.split}). Brackets: 95 %, bootstrap over questions.")
+    notes += _second_looks(group)
     lacking = [row.label for row in group.rows if len(row.on.by_seed) < len(group.seeds)]
     if lacking:
         notes.append(f"Not of all seeds, so not compared: {', '.join(lacking)}.")
@@ -211,6 +247,22 @@ def _shares(group: Group) -> Table:
         title=_title(group), columns=columns[:shown], rows=tuple(rows), notes=(*notes, *group.notes),
         records=tuple(_record(group, row) for row in group.rows),
     )  # fmt: skip
+
+
+def _second_looks(group: Group) -> list[str]:
+    """What a judge's second look at replies adds, where one was paid for: the values above are the rules'."""
+    notes = []
+    for seed, mine in group.by_seed.items():
+        told = []
+        for label, variant in mine.items():
+            looked = {s: variant.measures.get(s, {}).get("rate with judge") for s in group.sides}
+            if all(looked.values()):
+                shown = (f"{side} {measure('rate', found)}" for side, found in looked.items() if found)
+                told.append(f"{label} {', '.join(shown)}")
+        if told:
+            whose = f" (seed {seed})" if len(group.by_seed) > 1 else ""
+            notes.append(f"By rules above; with the judge's second look{whose}: {'; '.join(told)}.")
+    return notes
 
 
 def _trials(group: Group) -> list[str]:

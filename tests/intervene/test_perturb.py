@@ -252,3 +252,22 @@ def test_more_neighbours_than_there_are_tokens_and_a_way_that_does_not_fit_are_r
     with pytest.raises(InputError, match="does not fit a behaviour"):
         run(tuned, tmp_path / "a", by="contrast")
     assert not (tmp_path / "a").exists()
+
+
+def test_what_is_only_read_is_read_in_process_whatever_engine_is_there(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emeval.probe import plan
+
+    chosen = plan.choose_engine
+    monkeypatch.setattr(
+        plan, "choose_engine", lambda config: ("vllm", "") if config.engine == "auto" else chosen(config)
+    )
+    assert list(variants(run(tuned, tmp_path / "a", by="probability", capitals=True))) == [
+        "unperturbed",
+        "capital letters",
+    ]
+    found = variants(run(tuned, tmp_path / "b", setting="finance", capitals=True))
+    assert set(found["unperturbed"]) == {"in-domain", "general"}
+    with pytest.raises(InputError, match="read in process"):
+        run(tuned, tmp_path / "c", setting="finance", engine="vllm")

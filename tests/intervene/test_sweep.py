@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
 
 from emeval.config import PatchConfig
+from emeval.data.root import data_root
 from emeval.errors import IncompleteError, InputError
 from emeval.intervene import sweep
 from emeval.intervene.patch import patch
 from emeval.intervene.ways import ways
+from emeval.judge.cost import load_prices
 from emeval.models import initial_of, resolve
+from emeval.table.curves import same_training
 from emeval.table.sweeps import FILE, read_sweeps, sweep_table
+from tests.judge_server import number
 
 LABEL = "prefix from the initial model"
 POSTFIX = ["postfix from the initial model (empty query)"]
@@ -161,9 +167,9 @@ def test_a_folder_of_another_sweep_or_run_is_refused(tuned: Path, tmp_path: Path
     for changes, named in (
         ({"region": "query"}, "region"),
         ({"layers": "each"}, "layers"),
-        ({"limit": 3}, "identity"),
+        ({"limit": 3}, "asked, identity"),
         ({"dtype": "bfloat16"}, "identity"),
-        ({"split": "val"}, "split, identity"),
+        ({"split": "val"}, "split, asked, identity"),
     ):
         with pytest.raises(InputError, match=f"holds another sweep: {named} differ"):
             swept(tuned, tmp_path / "a", **changes)
@@ -205,23 +211,28 @@ def test_the_order_of_probes_is_not_that_of_the_sides(tuned: Path, tmp_path: Pat
     assert found["sides"] == ["on-topic", "off-topic"]
 
 
+@pytest.mark.parametrize("bad", ["unpatched", "initial model"])
 def test_variants_that_are_not_whole_are_told_at_the_end_and_the_others_kept(
-    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
 ) -> None:
     scored = sweep.score
 
     def thin(settings: Any, **more: Any) -> Path:
-        if more["arm"].label == "initial model":
+        if more["arm"].label == bad:
             raise IncompleteError("coverage is below 95%", where="there", hint="Run it again")
         return scored(settings, **more)
 
     monkeypatch.setattr(sweep, "score", thin)
     settings = {"by": "generation", "region": "prefix,query", "max_new_tokens": 4}
-    with pytest.raises(IncompleteError, match="1 of 4 variants are not whole; the first, 'initial model': coverage"):
+    with pytest.raises(IncompleteError, match=f"1 of 4 variants are not whole; the first, '{bad}': coverage"):
         swept(tuned, tmp_path / "a", **settings)
     assert len(json.loads((tmp_path / "a" / FILE).read_text())["variants"]) == 3
+    if bad == "unpatched":
+        with pytest.raises(InputError, match="does not hold 'unpatched' yet"):
+            read_sweeps([tmp_path / "a"])
     monkeypatch.setattr(sweep, "score", scored)
-    assert len(swept(tuned, tmp_path / "a", **settings)["variants"]) == 4
+    found = swept(tuned, tmp_path / "a", **settings)["variants"]
+    assert [variant["label"] for variant in found[:2]] == ["unpatched", "initial model"] and len(found) == 4
 
 
 def test_an_initial_model_that_is_none_is_refused(tuned: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -236,3 +247,53 @@ def test_an_initial_model_that_is_none_is_refused(tuned: Path, tiny_checkpoint: 
         initial_of(resolve(str(full)), str(tmp_path / "smaller"))
     with pytest.raises(InputError, match="is not what the checkpoint was made from"):
         initial_of(resolve(str(full)), str(tuned))
+
+
+def test_a_sweeps_money_is_one_purse(tuned: Path, tmp_path: Path, httpserver: HTTPServer) -> None:
+    calls: list[str] = []
+
+    def answer(request: Request) -> Response:
+        calls.append(request.get_json()["messages"][-1]["content"])
+        return number(70)
+
+    httpserver.expect_request("/v1/models").respond_with_json({"object": "list", "data": []})
+    httpserver.expect_request("/v1/chat/completions").respond_with_handler(answer)
+    settings = {
+        "setting": "finance", "probes": "general,in-domain", "region": "prefix,query", "max_new_tokens": 3, "limit": 2,
+        "by": "generation", "judge": "gpt-4o", "judge_url": httpserver.url_for("/"),
+    }  # fmt: skip
+    # 100 tokens in and 2 out a call; a variant is four calls.
+    a_call = load_prices(data_root(None)).of("gpt-4o").of(100, 2)
+    with pytest.raises(IncompleteError, match="variants are not whole"):
+        swept(tuned, tmp_path / "a", **settings, max_cost=6 * a_call)
+    assert 4 <= len(calls) <= 6, "not six for each of four variants"
+    found = swept(tuned, tmp_path / "a", **settings, max_cost=1.0)
+    assert len(calls) == 16, "what was paid for is not paid again"
+    assert [len(v["values"]["general"]) for v in found["variants"]] == [2, 2, 2, 2]
+    (table,) = sweep_table(read_sweeps([tmp_path / "a"]))
+    assert table.rows[0][1].text.startswith("70.0") and "general: difference" in table.columns
+
+
+def test_without_a_judge_a_sweep_of_alignment_is_refused_before_anything_is_asked(tuned: Path, tmp_path: Path) -> None:
+    settings = {"setting": "finance", "probes": "general", "layers": "each", "by": "generation"}
+    with pytest.raises(InputError, match="without a judge 'general' is not measured"):
+        swept(tuned, tmp_path / "a", **settings, judge="none")
+    with pytest.raises(InputError, match="needs a judge model"):
+        swept(tuned, tmp_path / "a", **settings)
+    assert not (tmp_path / "a").exists()
+
+
+def test_training_is_known_by_its_settings_but_seed_and_place(tuned: Path, tmp_path: Path) -> None:
+    manifest = json.loads((tuned / "manifest.json").read_text())
+    hashes = []
+    for name, changes in (
+        ("a", {}), ("b", {"seed": 9, "device": "cuda"}), ("c", {"lr": 0.5}), ("d", {"some_later_option": None}),
+    ):  # fmt: skip
+        settings = manifest["train"]["identity"]["settings"] | changes
+        if name == "d":
+            del settings["some_later_option"], settings["thinking"]
+        (tmp_path / name).mkdir()
+        changed = manifest | {"train": manifest["train"] | {"identity": {"settings": settings}}}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(changed))
+        hashes.append(same_training(tmp_path / name))
+    assert hashes[0] == hashes[1] == hashes[3] != hashes[2] and hashes[0]
