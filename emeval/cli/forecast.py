@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from emeval.cli.console import result, result_json
+from emeval.cli.console import clean, result, result_json
 
 if TYPE_CHECKING:
     from emeval.config import TrainConfig
@@ -31,7 +31,7 @@ def _lines(found: Forecast) -> dict[str, str]:
     left = [f"{name} {_count(n)}" for name, n in list(told["not_adapted"].items())[:_NAMED]]
     shape = f"{told['micro_batch']} a forward x {told['accumulation']} x {told['processes']} processes"
     parts = [f"{name} {_size(size)}" for name, size in found.parts.items() if size >= 2**20]
-    by = "" if found.rehearsed else "; estimated by formula: the model's code does not run without weights"
+    by = f"; estimated by formula: a step without data failed ({clean(found.formula)})" if found.formula else ""
     each = " a process" if told["processes"] > 1 else ""
     gpus = "GPUs of " if told["device"] == "cuda" else ""
     yes, no = ([name for name, fits in found.fits.items() if fits is wanted] for wanted in (True, False))

@@ -29,5 +29,6 @@ def outline(source: ModelSource, where: Placement, fake: Any) -> Any:
             del config.quantization_config
         with fake:
             return AutoModelForCausalLM.from_config(config, dtype=where.torch_dtype(), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as e:
-        raise InputError("not a model: its config.json cannot be read", where=str(source.base)) from e
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:160].rstrip(".:")
+        raise InputError(f"not a model ({reason})", where=str(source.base), hint="Check the folder") from e

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import logging
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 from emeval import models
 from emeval.config import TrainConfig
-from emeval.errors import EmevalError
 from emeval.provenance import held_memory_bytes, machine_memory_bytes
 from emeval.store import read_json
 from emeval.train.anatomy import Anatomy, anatomy
 from emeval.train.build import trainer_settings
 from emeval.train.formula import by_formula
 from emeval.train.plan import Plan
-from emeval.train.rehearsal import Rehearsal, rehearse
+from emeval.train.rehearsal import Rehearsal, told_rehearsal
 from emeval.train.run import outlook
 
 _HEAP = 1.4
@@ -39,8 +40,8 @@ class Forecast:
     anatomy: Anatomy
     settings: dict[str, Any]
     step: Rehearsal
-    rehearsed: bool
-    """Whether a step was run on tensors without data; else memory is a formula's."""
+    formula: str | None
+    """Why memory is a formula's; None where a step was run on tensors without data."""
     parts: dict[str, int]
     """What the peak is made of."""
     loading: int
@@ -97,7 +98,8 @@ class Forecast:
             "peak_memory_parts": self.parts,
             "peak_at": self.when,
             "loading_bytes": self.loading,
-            "estimated_by": "rehearsal" if self.rehearsed else "formula",
+            "estimated_by": "formula" if self.formula else "rehearsal",
+            "why_by_formula": self.formula,
             "fits": self.fits,
         }
 
@@ -112,17 +114,27 @@ def forecast(config: TrainConfig) -> Forecast:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
-    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what cannot run is told below
     counted = anatomy(prepared, where)
     settings = trainer_settings(config, config.out or prepared.source.base, where, len(prepared.rows), config.processes)
-    try:
-        step, rehearsed = rehearse(prepared, where, config.processes), True
-    except EmevalError:
-        raise
-    except Exception:  # a model's code may do anything that needs data
-        step, rehearsed = by_formula(prepared, where, counted, settings), False
+    found = _rehearsed(prepared, where, config.processes)
+    why = found if isinstance(found, str) else None
+    step = by_formula(prepared, where, counted, settings) if isinstance(found, str) else found
     parts, loading = _process(prepared, where, counted, step)
-    return Forecast(prepared, where, counted, settings, step, rehearsed, parts, loading)
+    return Forecast(prepared, where, counted, settings, step, why, parts, loading)
+
+
+def _rehearsed(prepared: Plan, where: models.Placement, processes: int) -> Rehearsal | str:
+    """The rehearsal, or why there is none: a model's code may do anything that needs data.
+
+    In a process of its own, since tensors without data have crashed theirs where a model was copied whole.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["emeval.train.rehearsal"])  # imported once, whatever is rehearsed
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(told_rehearsal, prepared, where, processes).result().read()
+    except BrokenProcessPool:
+        return "its process crashed"
 
 
 def _process(prepared: Plan, where: models.Placement, counted: Anatomy, step: Rehearsal) -> tuple[dict[str, int], int]:
@@ -135,8 +147,8 @@ def _process(prepared: Plan, where: models.Placement, counted: Anatomy, step: Re
         "activations": step.activations,
         "workspace": step.workspace,
     }
-    if prepared.config.processes > 1:  # DDP's buckets: the gradients once more
-        parts["exchange"] = counted.trained * step.weights // (counted.parameters + counted.trained)
+    if prepared.config.processes > 1:
+        parts["exchange"] = step.exchange  # DDP's buckets
     if where.device == "cuda":
         return parts, step.weights
     libraries = held_memory_bytes()  # of this process, which has loaded the same

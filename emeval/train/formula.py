@@ -43,6 +43,7 @@ def by_formula(prepared: Plan, where: models.Placement, counted: Anatomy, settin
         activations=saved,
         workspace=min(tokens, 4096) * width * (_TILE + (0 if where.device == "cuda" else _COPIES * columns)),
         phase="forward and backward",
+        exchange=counted.trained * of_trained,
         shared_prefix="not known: by formula",
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,6 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -28,7 +28,6 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         fake: The mode whose tensors these are.
         kind: What tensors count as that are made from now on.
-        held: Bytes held now, by kind.
         peak: `held` as it was when its sum was largest since `forget_peak`.
     """
 
@@ -36,9 +35,10 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.kind = "workspace"
-        self.held: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
-        self._kinds: dict[int, str] = {}
+        self._held: Counter[str] = Counter()
+        self._kinds: dict[int, tuple[str, int]] = {}
+        self._refs: dict[int, StorageWeakRef] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation and note what it made."""
@@ -69,16 +69,23 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._kinds:
+        if key in self._refs:
             return
-        self._kinds[key] = self.kind
-        self.held[self.kind] += size
-        weakref.finalize(storage, self._gone, key, size)
-        if self.held.total() > self.peak.total():
-            self.peak = self.held.copy()
+        # Torch's own weak reference also keeps the key from being given to another storage while it is looked at.
+        self._refs[key] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        self._kinds[key] = (self.kind, size)
+        self._held[self.kind] += size
+        if self._held.total() > self.peak.total() and self.held.total() > self.peak.total():
+            self.peak = self._held.copy()
 
-    def _gone(self, key: int, size: int) -> None:
-        self.held[self._kinds.pop(key)] -= size
+    @property
+    def held(self) -> Counter[str]:
+        """Bytes held now, by kind."""
+        for key in [key for key, ref in self._refs.items() if ref.expired()]:  # type: ignore[no-untyped-call]
+            kind, size = self._kinds.pop(key)
+            self._held[kind] -= size
+            del self._refs[key]
+        return self._held
 
     def forget_peak(self) -> None:
         """Let `peak` begin anew from what is held now."""
@@ -88,12 +95,12 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """These tensors, where they are held, count as `kind` from now on; with `only`, those that count as that."""
         for tensor in tensors:
             storage = None if tensor is None else tensor.untyped_storage()
-            before = None if storage is None else self._kinds.get(storage._cdata)
+            before, size = self._kinds.get(storage._cdata, (None, 0)) if storage is not None else (None, 0)
             if storage is None or before is None or (only is not None and before != only):
                 continue
-            self._kinds[storage._cdata] = kind
-            self.held[before] -= storage.nbytes()
-            self.held[kind] += storage.nbytes()
+            self._kinds[storage._cdata] = (kind, size)
+            self._held[before] -= size
+            self._held[kind] += size
 
     @contextmanager
     def counting_saved(self, kind: str) -> Iterator[None]:

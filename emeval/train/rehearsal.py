@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from unittest import mock
 import torch
 from torch.optim import Optimizer
 from transformers import TrainerCallback
+from transformers.utils import logging as transformers_logging
 
 from emeval import models
-from emeval.train.build import trainer_of, trainer_settings
+from emeval.errors import InputError
+from emeval.train.build import rows_per_process, trainer_of, trainer_settings
 from emeval.train.ledger import Ledger, converting
 from emeval.train.plan import Plan
-from emeval.train.rows import TrainRow
+from emeval.train.rows import IGNORED, TrainRow
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,87 @@ class Rehearsal:
     """All else: the loss's, the way back's, and the optimiser's own."""
     phase: str
     """When that moment is."""
+    exchange: int
+    """The gradients once more, which data-parallel processes keep to exchange; not held where there is one process."""
     shared_prefix: str
     """`yes`, or why the prefix is not run once for all rows."""
 
+    @property
+    def total(self) -> int:
+        """All that is held then, but for the exchange."""
+        kept = self.weights + self.initial + self.gradients + self.optimiser
+        return kept + self.activations + self.workspace
+
+
+@dataclass(frozen=True)
+class Told:
+    """What came of a rehearsal in another process."""
+
+    step: Rehearsal | None = None
+    refused: dict[str, Any] | None = None
+    """What an InputError said."""
+    failed: str = ""
+    """The first line of any other error."""
+
+    def read(self) -> Rehearsal | str:
+        """The rehearsal, or why there is none. InputError for what was refused."""
+        if self.refused is not None:
+            raise InputError(**self.refused)
+        return self.step or self.failed
+
+
+def told_rehearsal(prepared: Plan, where: models.Placement, processes: int) -> Told:
+    """`rehearse`, its errors as values: they do not travel between processes as they are."""
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what cannot run is told
+    transformers_logging.set_verbosity_error()
+    try:
+        return Told(rehearse(prepared, where, processes))
+    except InputError as e:
+        return Told(refused={"what": e.what, "where": e.where, "hint": e.hint})
+    except Exception as e:
+        return Told(failed=(str(e).strip().splitlines() or [type(e).__name__])[0][:100])
+
 
 def rehearse(prepared: Plan, where: models.Placement, processes: int) -> Rehearsal:
-    """Run an optimiser step of the longest rows.
+    """Run an optimiser step of the longest rows; or of those with the longest replies, if that holds more.
+
+    Loss and KL take a vocabulary's width for every reply token, so rows of long replies may be fuller than longer ones.
 
     Raises:
         InputError: What `emeval train` would refuse once the model is there.
         Exception: Of any kind, where the model's code cannot run without data.
     """
+    by_length = _step(prepared, where, processes, lambda row: len(row.input_ids))
+    if _replies(prepared, processes, where, _reply) <= 1.05 * _replies(
+        prepared, processes, where, lambda row: len(row.input_ids)
+    ):
+        return by_length
+    return max(by_length, _step(prepared, where, processes, _reply), key=lambda step: step.total)
+
+
+def _reply(row: TrainRow) -> int:
+    return sum(label != IGNORED for label in row.labels)
+
+
+def _replies(prepared: Plan, processes: int, where: models.Placement, size: Callable[[TrainRow], int]) -> int:
+    """Reply tokens of the rows that are taken by this size."""
+    micro, _ = rows_per_process(prepared.config, len(prepared.rows), where, processes)
+    return sum(map(_reply, [*_most(prepared.rows, micro, size), *_most(prepared.retained, micro, size)]))
+
+
+def _step(prepared: Plan, where: models.Placement, processes: int, size: Callable[[TrainRow], int]) -> Rehearsal:
+    """A step of the largest rows by this size."""
     ledger = Ledger()
-    with tempfile.TemporaryDirectory(prefix="emeval-plan-") as folder, converting(), _as_on(where.device), ledger:
+    gc.collect()  # tensors of an earlier rehearsal, gone by now, would be counted as this one's
+    with (
+        tempfile.TemporaryDirectory(prefix="emeval-plan-") as folder,
+        warnings.catch_warnings(),
+        converting(),
+        _as_on(where.device),
+        ledger,
+    ):
+        # Copying a tensor without data looks at where its data is.
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         settings = trainer_settings(prepared.config, Path(folder), where, len(prepared.rows), processes)
         micro, forwards = settings["per_device_train_batch_size"], min(settings["gradient_accumulation_steps"], 2)
         eight_bit = settings["optim"] == "adamw_bnb_8bit"
@@ -65,13 +136,12 @@ def rehearse(prepared: Plan, where: models.Placement, processes: int) -> Rehears
             "use_cpu": True,
             "dataloader_pin_memory": False,
             "save_strategy": "no",
+            "shared_prefix": settings["shared_prefix"] and processes == 1,
         }
-        # Copying a tensor without data looks at where its data is.
-        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         ledger.kind = "weights"
         model = models.outline(prepared.source, where, ledger.fake)
         ledger.kind = "initial"
-        rows, retained = _longest(prepared.rows, micro) * forwards, _longest(prepared.retained, micro)
+        rows, retained = _most(prepared.rows, micro, size) * forwards, _most(prepared.retained, micro, size)
         trainer = trainer_of(model, replace(prepared, rows=rows, retained=retained), settings)
         ledger.count_as("weights", [*trainer.model.parameters(), *trainer.model.buffers()])
         ledger.kind = "optimiser"
@@ -89,12 +159,14 @@ def rehearse(prepared: Plan, where: models.Placement, processes: int) -> Rehears
             trainer.train()
         kinds = ("weights", "initial", "gradients", "optimiser", "activations", "workspace")
         parts = {kind: watch.peak.get(kind, 0) for kind in kinds}
-        return Rehearsal(**parts, phase=watch.phase, shared_prefix=trainer.not_shared or "yes")
+        exchange = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+        shared = "several processes" if processes > 1 else trainer.not_shared or "yes"
+        return Rehearsal(**parts, phase=watch.phase, exchange=exchange, shared_prefix=shared)
 
 
-def _longest(rows: list[TrainRow], count: int) -> list[TrainRow]:
-    """The `count` longest rows, over again where there are fewer; none of none."""
-    found = sorted(rows, key=lambda row: -len(row.input_ids))[:count]
+def _most(rows: list[TrainRow], count: int, size: Callable[[TrainRow], int]) -> list[TrainRow]:
+    """The `count` largest rows by this size, over again where there are fewer; none of none."""
+    found = sorted(rows, key=lambda row: -size(row))[:count]
     return (found * count)[:count]
 
 
@@ -118,6 +190,9 @@ class _EightBit(Optimizer):
 
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, {"lr": 0.0})
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Nothing: torch would cast the bytes to the parameters' precision, which bitsandbytes does not."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Make the state, the first time."""
@@ -163,6 +238,14 @@ def _as_on(device: str) -> Iterator[None]:
             stack.enter_context(mock.patch.object(room, "_use_triton", lambda device: True))
         # bf16 products are summed into fp32 there, without fp32 copies of what is multiplied.
         stack.enter_context(mock.patch.object(chunked_logprob, "_addmm_fp32", lambda acc, a, b: None))
-        for name in ("_forward_kernel", "_backward_kernel", "triton"):
-            stack.enter_context(mock.patch.object(chunked_logprob, name, mock.MagicMock(), create=name == "triton"))
+        for name in ("_forward_kernel", "_backward_kernel"):
+            stack.enter_context(mock.patch.object(chunked_logprob, name, _NoKernel()))
+        stack.enter_context(mock.patch.object(chunked_logprob, "triton", mock.MagicMock(), create=True))
         yield
+
+
+class _NoKernel:
+    """Takes a grid, then anything, and keeps nothing: a mock would hold every buffer that it was called with."""
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return lambda *args, **kwargs: None

@@ -121,9 +121,11 @@ def _check_same(before: dict[str, Any], prepared: Plan, where: models.Placement,
     recorded = TrainConfig.completed(old["settings"])
     changed = sorted(k for k, value in new["settings"].items() if recorded.get(k) != value)
     changed += [k for k in ("data", "template") if old[k] != new[k]]
-    if before["status"] != "finished" and models.weight_files(prepared.source.base):
+    if before["status"] != "finished":
         # What it goes on from was computed with these.
-        now_is = {"dtype": where.dtype, "base_weights": models.weights_hash(prepared.source.base)}
+        now_is = {"dtype": where.dtype}
+        if models.weight_files(prepared.source.base):  # a plan does without
+            now_is |= {"base_weights": models.weights_hash(prepared.source.base)}
         changed += [k for k, value in now_is.items() if before.get(k) not in (None, value)]
     if changed:
         raise InputError(
