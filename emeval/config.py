@@ -21,6 +21,10 @@ REGULARISED = {"treft": 10.0, "kl-train": 1.0, "kl-retain": 1.0}
 """Methods with a lambda, and what it is where nobody says."""
 PAPER_KL_LAMBDA = 50.0
 """The paper's lambda of both KL methods, in the released normalisation."""
+MAY_DIFFER = (
+    "out", "save_every", "data_dir", "device", "micro_batch", "shared_prefix", "checkpoints", "recipe", "merge",
+)  # fmt: skip
+"""Training settings that a resumed run may change: they do not change what is learned (beyond rounding)."""
 REGIONS = ("prefix", "query", "postfix", "all")
 """What TReFT can regularise; `all` is every token of the prompt, never the reply."""
 EngineName = Literal["auto", "transformers", "vllm", "endpoint"]

@@ -241,6 +241,18 @@ def prefix_forward(model: nn.Module, prefix_ids: Sequence[int]) -> KV:
     return capture.captured()
 
 
+def put_at(into: Tensor, places: Tensor, part: Tensor) -> None:
+    """Write one example's keys or values over each row's marked tokens, in order and in place.
+
+    Args:
+        into: `[rows, kv_heads, tokens, head_dim]`.
+        places: `[rows, tokens]`, True at as many tokens of every row as `part` has.
+        part: `[1, kv_heads, marked, head_dim]`.
+    """
+    # [rows, heads, tokens, dim] -> the marked tokens, row after row
+    into.transpose(1, 2)[places] = part.transpose(1, 2).expand(len(places), -1, -1, -1).flatten(0, 1)
+
+
 def as_cache(kv: KV, batch: int, model: PreTrainedModel) -> DynamicCache:
     """A cache of `batch` rows that all start with `kv` (given for one row), ready for `generate` or a forward.
 

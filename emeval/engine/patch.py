@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 
 from emeval.errors import InputError
 from emeval.models import Pair, Which
-from emeval.prefix import KV, PrefixCapture, before_rope, check_before_rope, keys_before_rope
+from emeval.prefix import KV, PrefixCapture, before_rope, check_before_rope, keys_before_rope, put_at
 
 
 @dataclass(frozen=True)
@@ -168,5 +168,5 @@ def _spread(part: Tensor, places: Tensor) -> Tensor:
     """`[1, heads, tokens, dim]` put at each row's marked columns, as many as tokens; zero elsewhere."""
     rows, columns = places.shape
     out = part.new_zeros(rows, part.shape[1], columns, part.shape[3])
-    out.transpose(1, 2)[places] = part.transpose(1, 2).expand(rows, -1, -1, -1).flatten(0, 1)
+    put_at(out, places, part)
     return out

@@ -19,7 +19,8 @@ from emeval.engine.patched import PatchedPrefix
 from emeval.errors import InputError
 from emeval.intervene.asked import planned, settings_of
 from emeval.intervene.sweep import Sweep, Variant
-from emeval.intervene.ways import OTHER, Way, baselines, ways
+from emeval.intervene.ways import Way, baselines, ways
+from emeval.models import OTHER
 from emeval.pipeline import Arm, score
 from emeval.probe.plan import ScorePlan
 from emeval.table.sweeps import FILE

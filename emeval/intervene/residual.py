@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emeval.models import Pair, Which
+from emeval.models import OTHER, Pair, Which
 from emeval.prefix import KV, decoder, prefix_forward
 
 
@@ -36,10 +36,9 @@ def patched_residual(
     Raises:
         ValueError: If there is no such layer, or the prefix is empty.
     """
-    source: Which = "initial" if into == "tuned" else "tuned"
     at = list(range(len(prefix_ids)) if tokens is None else tokens)
     with torch.inference_mode():
-        with pair.acting(source) as model, _before_block(model, layer, lambda hidden: None) as seen:
+        with pair.acting(OTHER[into]) as model, _before_block(model, layer, lambda hidden: None) as seen:
             prefix_forward(model, prefix_ids)
         (other,) = seen
 

@@ -11,10 +11,9 @@ from emeval.engine.patch import Patch, SpanPatch
 from emeval.errors import InputError
 from emeval.intervene.kv import Part, mixed, patched_prefix
 from emeval.intervene.residual import patched_residual
-from emeval.models import Pair, Which
+from emeval.models import OTHER, Pair, Which
 
 UNPATCHED = "unpatched"
-OTHER: dict[Which, Which] = {"tuned": "initial", "initial": "tuned"}
 _WHOSE = {"tuned": "the tuned model", "initial": "the initial model"}
 
 

@@ -17,13 +17,14 @@ from emeval.models.load import (
 )
 from emeval.models.merge import merge_adapter
 from emeval.models.outline import outline
-from emeval.models.pair import Pair, Which, load_pair
-from emeval.models.resolve import ModelSource, initial_of, layer_count, resolve
+from emeval.models.pair import OTHER, Pair, Which, load_pair
+from emeval.models.resolve import ModelSource, initial_of, layer_count, resolve, text_config
 from emeval.models.weights import read_note, weight_files, weights_hash, write_note
 from emeval.store import cache_dir
 
 __all__ = [
     "DEMO_MODEL",
+    "OTHER",
     "ModelSource",
     "OneAfterAnother",
     "Pair",
@@ -44,6 +45,7 @@ __all__ = [
     "placement",
     "read_note",
     "resolve",
+    "text_config",
     "weight_files",
     "weights_hash",
     "without_adapter",

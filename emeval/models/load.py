@@ -85,7 +85,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(str(own), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as e:
-        raise InputError(f"no usable tokenizer ({_first_line(e)})", where=str(own), hint="Check the folder") from e
+        raise InputError(f"no usable tokenizer ({first_line(e)})", where=str(own), hint="Check the folder") from e
 
 
 def load_model(source: ModelSource, where: Placement, *, trainable: bool = False) -> PreTrainedModel:
@@ -105,7 +105,7 @@ def load_model(source: ModelSource, where: Placement, *, trainable: bool = False
             local_files_only=True,
         ).to(where.device)
     except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise InputError(f"not a model ({_first_line(e)})", where=str(source.base), hint="Check the folder") from e
+        raise InputError(f"not a model ({first_line(e)})", where=str(source.base), hint="Check the folder") from e
     if source.adapter is not None:
         model = _with_adapter(model, source.adapter)
     return model if trainable else model.eval()
@@ -133,7 +133,7 @@ def input_embeddings(source: ModelSource) -> torch.Tensor:
                     found: torch.Tensor = saved.get_tensor(name)
                     return found
     except (OSError, ValueError, KeyError, StopIteration) as e:
-        raise InputError(f"not a model ({_first_line(e)})", where=str(source.base), hint="Check the folder") from e
+        raise InputError(f"not a model ({first_line(e)})", where=str(source.base), hint="Check the folder") from e
     what = f"its files hold no '{name}'"
     raise InputError(what, where=str(source.base), hint="Save it with transformers, or perturb another way")
 
@@ -149,7 +149,7 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> Any:
 
 def _misfit(e: BaseException, adapter: Path) -> InputError:
     return InputError(
-        f"this adapter does not fit the base ({_first_line(e)})", where=str(adapter), hint="Name its own base"
+        f"this adapter does not fit the base ({first_line(e)})", where=str(adapter), hint="Name its own base"
     )
 
 
@@ -211,7 +211,8 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _first_line(e: BaseException) -> str:
+def first_line(e: BaseException) -> str:
+    """What a library's error says, short enough for a line of ours."""
     return (str(e).strip().splitlines() or [type(e).__name__])[0][:160].rstrip(".:")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from emeval.errors import InputError
-from emeval.models.load import Placement
+from emeval.models.load import Placement, first_line
 from emeval.models.resolve import ModelSource
 
 
@@ -30,5 +30,4 @@ def outline(source: ModelSource, where: Placement, fake: Any) -> Any:
         with fake:
             return AutoModelForCausalLM.from_config(config, dtype=where.torch_dtype(), trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:160].rstrip(".:")
-        raise InputError(f"not a model ({reason})", where=str(source.base), hint="Check the folder") from e
+        raise InputError(f"not a model ({first_line(e)})", where=str(source.base), hint="Check the folder") from e

@@ -10,6 +10,7 @@ from emeval.models.load import Placement, load_model, without_adapter
 from emeval.models.resolve import ModelSource
 
 Which = Literal["initial", "tuned"]
+OTHER: dict[Which, Which] = {"tuned": "initial", "initial": "tuned"}
 
 
 class Pair:

@@ -67,7 +67,7 @@ def resolve(
 
 def layer_count(source: ModelSource) -> int:
     """How many blocks the model has, from its config. InputError if that cannot be read."""
-    found = getattr(_text_config(source), "num_hidden_layers", None)
+    found = getattr(text_config(source), "num_hidden_layers", None)
     if not isinstance(found, int):
         raise InputError("its config.json does not tell how many layers it has", where=str(source.base))
     return found
@@ -120,18 +120,19 @@ def _given_initial(source: ModelSource, given: str) -> ModelSource:
 def _shape(source: ModelSource) -> tuple[Any, ...]:
     """What two models must share for keys and values of one to fit into the other."""
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
-    text = _text_config(source)
+    text = text_config(source)
     return (text.model_type, *(getattr(text, name, None) for name in names))
 
 
-def _text_config(source: ModelSource) -> Any:
+def text_config(source: ModelSource) -> Any:
+    """The config of the model's language part. InputError if it cannot be read."""
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(str(source.base), trust_remote_code=False)
         return config.get_text_config(decoder=True)
     except (OSError, ValueError, KeyError) as e:
-        raise InputError("its config.json cannot be read", where=str(source.base)) from e
+        raise InputError("not a model: its config.json cannot be read", where=str(source.base)) from e
 
 
 def _resolve_base(spec: str, allow_download: bool, weights: bool = True) -> ModelSource:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
-from emeval.config import TrainConfig
+from emeval.config import MAY_DIFFER, TrainConfig
 from emeval.errors import InputError
 from emeval.score.matched import (
     LEVELS,
@@ -194,14 +194,8 @@ def same_training(folder: Path) -> str | None:
     settings = TrainConfig.completed(train.identity.settings)
     default = TrainConfig.completed({})
     # What is at its default says nothing: options that a later release adds change no hash.
-    told = {k: v for k, v in settings.items() if k not in ("seed", *_MOVES_NOTHING) and v != default.get(k)}
+    told = {k: v for k, v in settings.items() if k not in ("seed", *MAY_DIFFER) and v != default.get(k)}
     return sha256_of(json.dumps(told, sort_keys=True, default=str))
-
-
-_MOVES_NOTHING = (
-    "out", "save_every", "data_dir", "device", "micro_batch", "shared_prefix", "checkpoints", "recipe", "merge",
-)  # fmt: skip
-"""Settings that change what is written or where, and not what is learned."""
 
 
 def read_curves(paths: Sequence[Path], split: Split = "test", mode: Mode | None = None) -> list[Group]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig
-
 from emeval import models
 from emeval.train.anatomy import Anatomy
 from emeval.train.plan import Plan
@@ -22,7 +20,7 @@ _COPIES = 7
 def by_formula(prepared: Plan, where: models.Placement, counted: Anatomy, settings: dict[str, Any]) -> Rehearsal:
     """Weights, gradients and optimiser as they are; activations of a transformer with gated MLPs."""
     config, width = prepared.config, 4 if where.dtype == "float32" else 2
-    shape = AutoConfig.from_pretrained(str(prepared.source.base)).get_text_config(decoder=True)
+    shape = models.text_config(prepared.source)
     hidden, layers = int(shape.hidden_size), int(shape.num_hidden_layers)
     mlp = int(getattr(shape, "intermediate_size", None) or 4 * hidden) * int(
         getattr(shape, "num_experts_per_tok", None) or 1

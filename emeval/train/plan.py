@@ -8,7 +8,7 @@ from typing import Any
 
 from emeval import models
 from emeval.chat import Renderer, thinking
-from emeval.config import REGULARISED, TrainConfig
+from emeval.config import MAY_DIFFER, REGULARISED, TrainConfig
 from emeval.data.behaviours import Example
 from emeval.data.chats import load_chats
 from emeval.data.retain import draw_retain, load_retain_file, retain_count, retain_files
@@ -17,19 +17,6 @@ from emeval.data.settings import load_setting, setting_examples, some_aligned
 from emeval.errors import InputError
 from emeval.store import sha256_file, sha256_of
 from emeval.train.rows import TrainRow, make_rows
-
-_MAY_DIFFER = {
-    "out",
-    "save_every",
-    "data_dir",
-    "device",
-    "micro_batch",
-    "shared_prefix",
-    "checkpoints",
-    "recipe",
-    "merge",
-}
-"""Settings a resumed run may change: they do not change what is learned (beyond rounding)."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +35,7 @@ class Plan:
     @property
     def identity(self) -> dict[str, Any]:
         """What makes this run this run; a folder that holds another one is refused."""
-        settings = self.config.model_dump(mode="json", by_alias=True, exclude=_MAY_DIFFER)
+        settings = self.config.model_dump(mode="json", by_alias=True, exclude=set(MAY_DIFFER))
         return {"settings": settings, "data": self.data["sha256"], "template": self.renderer.fingerprint}
 
     @property
@@ -147,13 +134,7 @@ def _retained(config: TrainConfig, root: DataRoot, narrow: int) -> list[Example]
 
 
 def _context(source: models.ModelSource) -> int:
-    from transformers import AutoConfig
-
-    try:
-        text = AutoConfig.from_pretrained(str(source.base)).get_text_config(decoder=True)
-    except (OSError, ValueError, KeyError) as e:
-        raise InputError("not a model: its config.json cannot be read", where=str(source.base)) from e
-    return int(getattr(text, "max_position_embeddings", None) or 2**31)
+    return int(getattr(models.text_config(source), "max_position_embeddings", None) or 2**31)
 
 
 def run_path(config: TrainConfig) -> Path:

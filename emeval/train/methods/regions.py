@@ -17,7 +17,7 @@ from torch import Tensor
 from trl import SFTTrainer
 
 from emeval.errors import InputError
-from emeval.prefix import KV, PrefixCapture, check_before_rope, drift_terms, keys_before_rope, mean_drift
+from emeval.prefix import KV, PrefixCapture, check_before_rope, drift_terms, keys_before_rope, mean_drift, put_at
 from emeval.train.methods.penalty import InitialModel, PenaltyConfig, PenaltyTrainer, check_weight
 
 __all__ = ["RegionConfig", "RegionTrainer"]
@@ -133,8 +133,7 @@ class RegionTrainer(PenaltyTrainer):
             postfix = self._kept_postfix()
             self._check_lengths(kept.sum(dim=1), postfix.tokens)
             for own, example in zip((*found.keys, *found.values), (*postfix.keys, *postfix.values), strict=True):
-                # [rows, heads, tokens, dim] -> the marked tokens, row after row
-                own.transpose(1, 2)[kept] = example.transpose(1, 2).expand(len(kept), -1, -1, -1).flatten(0, 1)
+                put_at(own, kept, example)
         return found
 
     @staticmethod
