@@ -2,9 +2,10 @@
 
     make causes         # three behaviours, three seeds: hours on two cores; may be stopped, goes on where it was
     .venv/bin/python -m benchmarks.causes refusal --seeds 0 --parts regions layers --threads 1
+    .venv/bin/python -m benchmarks.causes --device cuda --workers 9 --limit 0 --trials 10      # minutes on a large GPU
 
 Every model is SFT's of the dose-matched study (benchmarks/study.py), trained if it is not there. What a table needs is
-copied to results/cpu/causes/. Seeds are the outer loop, so one cut short is balanced.
+copied to results/DEVICE/causes/. Seeds are the outer loop, so one cut short is balanced.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.study import BEHAVIOURS, Arm  # type: ignore[import-not-found]  # no package for mypy
+from benchmarks.study import BEHAVIOURS, NEW_TOKENS, Arm, in_processes  # type: ignore[import-not-found]  # no package for mypy
 from emeval.config import PatchConfig, PerturbConfig
 from emeval.intervene.patch import patch
 from emeval.intervene.perturb import perturb
@@ -28,26 +30,52 @@ LR = 1e-4
 SWEEPS: dict[str, dict[str, Any]] = {
     "regions": {"region": "prefix,query,postfix"},
     "converse": {"into": "initial"},
-    "layers": {"what": "residual", "layers": "each", "limit": 40},
-    "layers-below": {"layers": "below", "limit": 40},
-    "tokens": {"tokens": "each", "limit": 40},
-    "perturb": {"region": "prefix,query,postfix", "trials": 5, "limit": 40},
+    "generated": {"region": "prefix,query,postfix", "by": "generation", "max_new_tokens": NEW_TOKENS},
+    "layers": {"what": "residual", "layers": "each"},
+    "layers-below": {"layers": "below"},
+    "tokens": {"tokens": "each"},
+    "perturb": {"region": "prefix,query,postfix"},
 }
-"""What `emeval patch` (or `perturb`) is told, all by the target's probability; long ones ask 40 questions a probe."""
-KEPT = Path("results") / "cpu" / "causes"
+"""What `emeval patch` (or `perturb`) is told; all but one by the target's probability."""
+WHOLE = ("regions", "converse", "generated")
+"""Short enough to ask all questions on a laptop."""
 
 
-def run(setting: str, seed: int, part: str) -> str:
+class How(NamedTuple):
+    """What all sweeps of a call have in common."""
+
+    device: str
+    limit: int
+    """Questions a probe of the long ones; 0 for all."""
+    trials: int
+    threads: int | None
+
+    def settings(self, part: str) -> dict[str, Any]:
+        """Of one sweep, besides model and folder."""
+        settings = {"by": "probability", "device": self.device, "dtype": "float32"} | SWEEPS[part]
+        settings |= {"limit": self.limit} if self.limit and part not in WHOLE else {}
+        settings |= {"batch_size": 256} if self.device == "cuda" else {}
+        return settings | ({"trials": self.trials} if part == "perturb" else {})
+
+
+def run(setting: str, seed: int, parts: list[str], how: How) -> str:
+    """All sweeps of one model, each kept as soon as it is whole."""
+    if how.threads:
+        torch.set_num_threads(how.threads)
+    return "\n".join(sweep(setting, seed, part, how) for part in parts)
+
+
+def sweep(setting: str, seed: int, part: str, how: How) -> str:
     """One sweep of one model, kept."""
-    arm = Arm(setting, LR, "sft", seed, "cpu", generate=False)
-    kept = KEPT / f"{setting}-sft-seed{seed}" / part
+    arm = Arm(setting, LR, "sft", seed, how.device, generate=False)
+    results = Path("results") / ("gpu" if how.device == "cuda" else "cpu") / "causes"
+    kept = results / f"{setting}-sft-seed{seed}" / part
     if (kept / FILE).exists():
         return f"{kept}: kept before"
     began = time.monotonic()
     tuned = train(arm.config)
     out = tuned.parent / "causes" / kept.parent.name / part
-    settings = {"model": str(tuned), "by": "probability", "device": "cpu", "dtype": "float32", "out": out}
-    settings |= SWEEPS[part]
+    settings = how.settings(part) | {"model": str(tuned), "out": out}
     if part == "perturb":
         path = perturb(PerturbConfig.model_validate(settings))
     else:
@@ -65,14 +93,19 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", default=list(BEHAVIOURS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", choices=[*SWEEPS], default=["regions", "converse", "layers"])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--limit", type=int, default=40, help="questions a probe, layers and perturbation; 0 for all")
+    parser.add_argument("--trials", type=int, default=5, help="of the perturbation; the paper has 10")
+    parser.add_argument("--workers", type=int, default=1, help="models at a time, on the same device")
     parser.add_argument("--threads", type=int, default=None)
     given = parser.parse_args()
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    for seed in given.seeds:
-        for part in given.parts:
-            for setting in given.settings:
-                print(run(setting, seed, part), flush=True)
+    how = How(given.device, given.limit, given.trials, given.threads)
+    jobs = {
+        f"{setting}, seed {seed}": partial(run, setting, seed, given.parts, how)
+        for seed in given.seeds
+        for setting in given.settings
+    }
+    in_processes(jobs, given.workers)
 
 
 if __name__ == "__main__":

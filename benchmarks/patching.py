@@ -1,6 +1,6 @@
 """What a patch costs: patched against unpatched tokens per second, and a sweep over layers against as many scorings.
 
-    .venv/bin/python -m benchmarks.patching RUN [--vllm PYTHON] [--rounds 5] [--window 25]
+    .venv/bin/python -m benchmarks.patching RUN [--device cuda] [--vllm PYTHON] [--rounds 5] [--window 25]
 
 RUN is any finished LoRA run. Arms take turns within a round, so that a busy machine slows all of them alike; ratios are
 medians over rounds with their range. Prints Markdown.
@@ -73,13 +73,14 @@ def main() -> None:
     parser.add_argument("--vllm", type=Path, default=None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--window", type=int, default=25, help="layers in a window of the sweep; 0 leaves it out")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     given = parser.parse_args()
-    config = PatchConfig(model=str(given.run), device="cpu", dtype="float32", region="prefix,query,postfix")
+    config = PatchConfig(model=str(given.run), device=given.device, dtype="float32", region="prefix,query,postfix")
     both = Both(config)
     tokenizer = models.load_tokenizer(both.source)
     renderer = Renderer(tokenizer, both.source.system)
     prompts = asks(renderer, both.source.setting or "refusal")
-    where = models.placement("cpu", "float32")
+    where = models.placement(given.device, "float32")
     stop = models.eos_ids(tokenizer, both.source, renderer.postfix_ids()[:1])
     plain = TransformersEngine(both.load(where).both, tokenizer, stop)
     found = ways(config, models.layer_count(both.source), len(renderer.prefix_ids()))
@@ -113,7 +114,7 @@ def _vllm(given: argparse.Namespace, both: Both, renderer: Renderer, prompts: li
 
 def _sweep(given: argparse.Namespace, windows: int) -> None:
     """A sweep's variants (its baselines are two) and as many plain scorings, the plain ones before and after it."""
-    settings: dict[str, Any] = {"model": str(given.run), "device": "cpu", "dtype": "float32", "limit": 8}
+    settings: dict[str, Any] = {"model": str(given.run), "device": given.device, "dtype": "float32", "limit": 8}
     settings |= {"max_new_tokens": 16}
     count = windows + 2
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """Speed, as ratios measured side by side in one run. Prints Markdown.
 
     make bench                                       # or, in a few minutes:
-    .venv/bin/python benchmarks/run.py --rounds 2 --questions 8 --queries 46 --skip memory
+    .venv/bin/python benchmarks/run.py --rounds 2 --questions 8 --queries 46 --skip memory regularisers
 
 The arms take turns, so that a busy neighbour slows all of them alike; a ratio is the median over rounds of the two
 arms' figures in the same round, with the range. Peak memory is that of a process that runs one arm only.
@@ -10,8 +10,6 @@ arms' figures in the same round, with the range. Peak memory is that of a proces
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import os
 import statistics
 import subprocess
@@ -128,16 +126,12 @@ def peak_memory(arm: str, query: int) -> int:
 
 
 def print_own_peak(arm: str, query: int) -> None:
-    """Two steps of one arm, then this process's peak memory in them, in bytes (Linux)."""
+    """Two steps of one arm, then this process's peak memory in the second, in bytes (Linux)."""
+    from regularisers import peak_bytes
+
     trainer = make_trainer(arm, query)
     step(trainer, query)
-    # Loading the weights takes more than a step does, so the high-water mark is set back behind it.
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    step(trainer, query)
-    mark = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    print(1024 * int(mark.split()[1]))
+    print(peak_bytes(lambda: step(trainer, query)))
 
 
 def start_up(rounds: int = 7) -> list[float]:
@@ -234,6 +228,10 @@ def sections(options: argparse.Namespace) -> Iterator[str]:
     )
     if "steps" not in options.skip:
         yield from steps_section(options)
+    if "regularisers" not in options.skip:
+        from regularisers import section
+
+        yield from section(options.rounds, "cpu")
     if "scoring" not in options.skip:
         yield from scoring_section(options)
     yield f"## Start-up\n\n`emeval --help` over `import typer, rich`: {spread(start_up())}"
@@ -246,7 +244,7 @@ def main() -> None:
     parser.add_argument("--query", type=int, default=46, help="tokens behind the prefix, reply included")
     parser.add_argument("--queries", type=int, nargs="+", default=[22, 46, 150], help="the same, for the curve")
     parser.add_argument("--questions", type=int, default=32, help="questions of each of the two probes")
-    parser.add_argument("--skip", nargs="+", choices=("steps", "memory", "scoring"), default=[])
+    parser.add_argument("--skip", nargs="+", choices=("steps", "memory", "regularisers", "scoring"), default=[])
     parser.add_argument("--out", type=Path, help="also write the page there")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -15,7 +15,9 @@ import argparse
 import re
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,14 +162,20 @@ def main() -> None:
     ]
     for arm in arms:
         arm.config  # noqa: B018  what cannot be trained is told before anything is
+    in_processes({arm.name: partial(run, arm, given.threads) for arm in arms}, given.workers)
+
+
+def in_processes(jobs: dict[str, Callable[[], str]], workers: int) -> None:
+    """Each job in a process of its own, `workers` at a time; prints what they say. SystemExit 1 if one of them failed."""
     lost = 0
-    with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        jobs = {pool.submit(run, arm, given.threads): arm for arm in arms}
-        for job in as_completed(jobs):
-            error = job.exception()
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        names = {pool.submit(job): name for name, job in jobs.items()}
+        for done in as_completed(names):
+            error = done.exception()
             lost += error is not None
-            print(f"{jobs[job].name}: {error}" if error else job.result(), flush=True)
-    raise SystemExit(bool(lost))
+            print(f"{names[done]}: {error}" if error else done.result(), flush=True)
+    if lost:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from safetensors.torch import load_file
 from tiny import ARCHITECTURES, tiny_model
 from tokenizers_for_tests import byte_level
 
-from emeval.config import ScoreConfig, TrainConfig
+from emeval.config import PatchConfig, PerturbConfig, ScoreConfig, TrainConfig
 from emeval.engine.transformers import TransformersEngine
+from emeval.intervene.patch import patch
+from emeval.intervene.perturb import perturb
 from emeval.pipeline import score
 from emeval.prefix import prefix_forward
 from emeval.store import read_json
@@ -61,6 +64,55 @@ def test_in_bf16_the_drift_starts_at_zero(tmp_path: Path, shared: bool) -> None:
     trainer = trained("treft", tmp_path, kv_lambda=1.0, bf16=True, shared_prefix=shared, **ON_GPU)
     assert logged(trainer, "kv_drift")[0] < 1e-8
     assert logged(trainer, "kv_drift")[-1] > 1e-8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "treft", "region": "prefix"},
+        {"method": "treft", "region": "query,postfix"},
+        {"method": "treft", "region": "all", "full": True},
+        {"method": "kl-train"},
+        {"method": "kl-train", "full": True},
+        {"method": "kl-retain"},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_every_regulariser_learns_as_on_the_cpu(tiny_checkpoint: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    lines = []
+    for device in ("cpu", "cuda"):
+        settings = {"model": str(tiny_checkpoint), "setting": "refusal", "steps": 4, "batch_size": 4, "micro_batch": 2}
+        settings |= {"rank": 4, "train_size": 16, "device": device, "dtype": "float32", "lr": 0.01, "lambda": 3.0}
+        run = train(TrainConfig.model_validate(settings | changes | {"out": tmp_path / device}))
+        lines.append([json.loads(line) for line in (run / "train" / "log.jsonl").read_text().splitlines()])
+    for here, there in zip(*lines, strict=True):
+        assert there.keys() == here.keys()
+        names = [n for n in here if n.startswith(("loss", "kl", "kv"))]
+        assert len(names) > 1
+        assert [there[n] for n in names] == pytest.approx([here[n] for n in names], rel=1e-3, abs=1e-6)
+
+
+def test_interventions_read_what_they_read_on_the_cpu(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = {"model": str(tiny_checkpoint), "setting": "refusal", "steps": 4, "batch_size": 4, "rank": 4, "lr": 0.05}
+    settings |= {"train_size": 16, "device": "cuda", "dtype": "float32", "out": tmp_path / "run"}
+    run = train(TrainConfig.model_validate(settings))
+    sweeps: dict[str, tuple[Any, dict[str, Any]]] = {
+        "regions": (patch, {"region": "prefix,query,postfix"}),
+        "converse": (patch, {"into": "initial"}),
+        "residual": (patch, {"what": "residual", "layers": "each"}),
+        "values": (patch, {"layers": "below", "part": "values"}),
+        "perturbed": (perturb, {"region": "prefix,query,postfix", "trials": 2}),
+    }
+    for name, (act, changes) in sweeps.items():
+        found = []
+        for device in ("cpu", "cuda"):
+            common = {"model": str(run), "by": "probability", "limit": 6, "device": device, "dtype": "float32"}
+            config = PatchConfig if act is patch else PerturbConfig
+            out = act(config.model_validate(common | changes | {"out": tmp_path / f"{name}-{device}"}))
+            found.append([variant["values"] for variant in read_json(out / "sweep.json")["variants"]])
+        for here, there in zip(*found, strict=True):
+            for side, values in here.items():
+                assert there[side] == pytest.approx(values, rel=1e-3), (name, side)
 
 
 def test_greedy_replies_are_those_of_the_cpu() -> None:
