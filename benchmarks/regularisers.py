@@ -121,7 +121,7 @@ def section(rounds: int, device: str) -> Iterator[str]:
     memory = {arm: peak(arm, device) for arm in ARMS}
     shapes = ", ".join(f"{rows} x {tokens}" for rows, tokens in sorted(width))
     yield (
-        f"## A step of every regulariser\n\nSmolLM2-135M, LoRA rank 32, fp32, {device}, refusal's rows, batches of {shapes} "
+        f"## A step of every regulariser\n\nSmolLM2-135M, LoRA rank 32, fp32, {device}, refusal, batches of {shapes} "
         f"tokens; {rounds} rounds. The regularisers of one region's own tokens run every row whole; kl-retain runs a "
         "batch of retain rows besides."
     )

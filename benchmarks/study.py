@@ -166,7 +166,7 @@ def main() -> None:
 
 
 def in_processes(jobs: dict[str, Callable[[], str]], workers: int) -> None:
-    """Each job in a process of its own, `workers` at a time; prints what they say. SystemExit 1 if one of them failed."""
+    """Each job in a process of its own, `workers` at a time; prints what they say. SystemExit 1 if one failed."""
     lost = 0
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         names = {pool.submit(job): name for name, job in jobs.items()}
