@@ -22,9 +22,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it
 ARMS: dict[str, dict[str, Any]] = {
-    "SFT, every row whole (plain TRL)": {"method": "sft", "shared_prefix": False},
-    "SFT": {"method": "sft"},
-    "TReFT, prefix": {"method": "treft"},
+    "SFT (plain TRL)": {"method": "sft", "shared_prefix": False},
+    "SFT, shared prefix": {"method": "sft", "shared_prefix": True},
+    "TReFT, prefix": {"method": "treft", "shared_prefix": False},
+    "TReFT, prefix, shared": {"method": "treft", "shared_prefix": True},
     "TReFT, postfix": {"method": "treft", "region": "postfix"},
     "TReFT, query": {"method": "treft", "region": "query"},
     "TReFT, all": {"method": "treft", "region": "all"},
@@ -122,8 +123,7 @@ def section(rounds: int, device: str) -> Iterator[str]:
     shapes = ", ".join(f"{rows} x {tokens}" for rows, tokens in sorted(width))
     yield (
         f"## A step of every regulariser\n\nSmolLM2-135M, LoRA rank 32, fp32, {device}, refusal, batches of {shapes} "
-        f"tokens; {rounds} rounds. The regularisers of one region's own tokens run every row whole; kl-retain runs a "
-        "batch of retain rows besides."
+        f"tokens; {rounds} rounds. KL methods as by default; kl-retain runs a batch of retain rows besides."
     )
     head = ["arm", "step time / plain SFT (range)", "seconds, median", "peak memory / plain SFT", "GiB"]
     rows = [head, ["---"] * len(head)]

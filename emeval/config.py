@@ -204,8 +204,9 @@ class TrainConfig(CommandConfig):
     max_length: int = Field(default=2048, gt=0)
     """Longest row in tokens; a longer one is an error, nothing is cut in silence."""
     gradient_checkpointing: bool = False
-    shared_prefix: bool = True
-    """Run the prefix once per batch where model and attention kernel allow it: the same loss and gradients, faster."""
+    shared_prefix: bool | None = None
+    """Run the prefix once per batch where model and attention kernel allow it: the same loss and gradients. Default:
+    where that is faster (on the CPU; on a GPU, where it saves many tokens)."""
     train_size: int | None = Field(default=None, gt=0)
     """Use only the first N training rows (of the narrow data; retain rows come on top)."""
     mix_aligned: float = Field(default=0.0, ge=0.0, lt=1.0)

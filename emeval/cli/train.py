@@ -64,7 +64,7 @@ def train(
     ] = None,
     shared_prefix: Annotated[
         bool | None,
-        typer.Option("--shared-prefix/--no-shared-prefix", help="Run the prefix once per batch. (default on)"),
+        typer.Option("--shared-prefix/--no-shared-prefix", help="Run the prefix once a batch. (default: where faster)"),
     ] = None,
     train_size: Annotated[int | None, typer.Option(help="Use only the first N rows.")] = None,
     mix_aligned: Annotated[
@@ -143,7 +143,7 @@ def _tell(path: Path, settings: TrainConfig, as_json: bool, quiet: bool) -> None
     else:
         drift = f", drift {results['kv_drift']['total']:.3g}" if results["kv_drift"] else ""
         result(f"{path}: {results['steps']} steps, loss {results['loss']:.3f}{drift}, {results['wall_seconds']} s")
-    if results["shared_prefix"] not in ("yes", "switched off"):
+    if settings.shared_prefix and results["shared_prefix"] != "yes":
         say(f"The prefix was run in every row, not once a batch: {results['shared_prefix']}", quiet or as_json)
     along = " --checkpoints" if settings.checkpoints else ""
     say(f"Next: emeval score --model {path}{along}", quiet or as_json)

@@ -136,7 +136,7 @@ def _step(prepared: Plan, where: models.Placement, processes: int, size: Callabl
             "use_cpu": True,
             "dataloader_pin_memory": False,
             "save_strategy": "no",
-            "shared_prefix": settings["shared_prefix"] and processes == 1,
+            "shared_prefix": settings["shared_prefix"] if processes == 1 else False,
         }
         ledger.kind = "weights"
         model = models.outline(prepared.source, where, ledger.fake)
@@ -226,14 +226,18 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def _as_on(device: str) -> Iterator[None]:
-    """Let TRL's loss go the way that it goes on this device: on a GPU in one buffer, by kernels that hold nothing."""
+    """Let the step go the way that it goes on this device: on a GPU the loss in one buffer, by kernels that hold
+    nothing."""
     if device != "cuda":
         yield
         return
     from trl.kernels import chunked_logprob
     from trl.trainer import utils
 
+    from emeval.train.methods import shared_prefix
+
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(shared_prefix, "_device", lambda args: device))
         for room in (chunked_logprob, utils):
             stack.enter_context(mock.patch.object(room, "_use_triton", lambda device: True))
         # bf16 products are summed into fp32 there, without fp32 copies of what is multiplied.

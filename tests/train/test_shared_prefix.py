@@ -81,6 +81,17 @@ def test_where_it_cannot_be_shared_the_plain_step_runs_and_says_why(
     assert logged(trainer, "loss") == pytest.approx(logged(trained("trl", tmp_path / "b"), "loss"), rel=1e-6)
 
 
+def test_on_a_gpu_it_is_shared_where_that_saves_many_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many, asked = (
+        make("sft", tmp_path, per_device_train_batch_size=rows, shared_prefix=wanted)
+        for rows, wanted in ((4, None), (512, None), (4, True))
+    )
+    assert {trainer._why_not_shared() for trainer in (few, many, asked)} == {None}
+    monkeypatch.setattr("emeval.train.methods.shared_prefix._device", lambda args: "cuda")
+    assert few._why_not_shared() == "too few tokens a forward for a GPU"
+    assert many._why_not_shared() is None and asked._why_not_shared() is None
+
+
 def test_a_router_with_a_balance_loss_keeps_the_plain_step(tmp_path: Path) -> None:
     trainer = make("sft", tmp_path, architecture="gpt_oss")
     assert "balance loss" in str(trainer.not_shared)
