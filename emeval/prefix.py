@@ -264,6 +264,11 @@ def as_cache(kv: KV, batch: int, model: PreTrainedModel) -> DynamicCache:
     return cache
 
 
+def slides(model: Any) -> bool:
+    """Whether some layers see a window only, which counts places, padding included."""
+    return getattr(model.config.get_text_config(decoder=True), "sliding_window", None) is not None
+
+
 @contextmanager
 def head_only_at(model: nn.Module, wanted: Tensor) -> Iterator[None]:
     """Within it, the language-model head sees some positions only; logits come as one row, `[1, positions, vocab]`.

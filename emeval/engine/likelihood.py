@@ -81,7 +81,7 @@ def _scored(
     wanted = ((column < lengths) & (column >= lengths - replies)).to(device)
     patched: AbstractContextManager[Any] = nullcontext(as_cache(shared, len(rows), model) if shared else None)
     if span is not None:
-        patched = span.cache(model, ids, mask, [0] * len(rows), [len(prompt) for prompt, _ in pairs])
+        patched = span.cache(model, ids, mask, [0] * len(rows), [len(prompt) - skip for prompt, _ in pairs], shared)
     with patched as cache, head_only_at(model, wanted):
         given = {} if cache is None else {"past_key_values": cache}
         logits = model(input_ids=ids, attention_mask=mask, use_cache=bool(given), **given).logits[0]

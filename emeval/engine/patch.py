@@ -1,13 +1,15 @@
 """What an engine can put into a model before it answers: another model's keys and values, at some of a prompt's tokens.
 
 Of the prefix they are the same in every prompt: computed once, put in front, and only the rest is run. Query and
-postfix stand elsewhere in every prompt: there the prompt is run whole, and keys and values are exchanged as its layers
-hand them to the cache, so that all tokens behind them see the exchanged ones.
+postfix stand elsewhere in every prompt: there keys and values are exchanged as the model's layers hand them to the
+cache, so that all tokens behind them see the exchanged ones. The model's own prefix is put in front all the same: to
+run it once saves what it costs to ask the other model for the query's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,11 +17,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers.cache_utils import DynamicCache
 
 from emeval.errors import InputError
 from emeval.models import Pair, Which
-from emeval.prefix import KV, PrefixCapture, before_rope, check_before_rope, keys_before_rope, put_at
+from emeval.prefix import (
+    KV,
+    PrefixCapture,
+    as_cache,
+    before_rope,
+    check_before_rope,
+    decoder,
+    keys_before_rope,
+    prefix_forward,
+    put_at,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,7 @@ class Patch:
     prefix: KV | None = None
     """Stands in for the first `prefix.tokens` tokens of every prompt that it covers."""
     span: SpanPatch | None = None
+    """What is exchanged behind the prefix."""
     ids: tuple[int, ...] = ()
     """The prefix that prompts must start with to be patched."""
 
@@ -66,24 +80,26 @@ class SpanPatch:
 
     @contextlib.contextmanager
     def cache(
-        self, model: Any, ids: Tensor, mask: Tensor, starts: Sequence[int], lengths: Sequence[int]
+        self, model: Any, ids: Tensor, mask: Tensor, starts: Sequence[int], lengths: Sequence[int], head: KV | None
     ) -> Iterator[DynamicCache]:
         """Within it, a cache whose first forward over these rows has its keys and values exchanged.
 
         Args:
             model: The model that answers.
             ids: `[rows, columns]` that the first forward will be given.
-            mask: Its attention mask, same shape.
-            starts: The column at which each row's prompt begins.
-            lengths: Each prompt's length.
+            mask: Its attention mask, `[rows, columns]` behind as many as `head` has tokens.
+            starts: The column at which each row's prompt (or what is left of it behind `head`) begins.
+            lengths: How many columns that takes.
+            head: The prefix of all prompts, of one row, where it has been run already; it is in the cache first.
 
         Raises:
             InputError: A prompt does not end with the postfix.
         """
-        places = self._places(ids, starts, lengths)
+        skip = head.tokens if head else 0
+        places = self._places(ids, starts, lengths, len(self._prefix) - skip)
         if self._kept is None:
-            found = self._observed(ids, mask)
-            yield _PatchedCache(model, places, found.keys, found.values)
+            found = self._observed(ids, mask, places, skip)
+            yield _PatchedCache(model, places, found.keys, found.values, head)
             return
         keys, values = (tuple(_spread(t, places) for t in part) for part in self._kept)
 
@@ -91,16 +107,15 @@ class SpanPatch:
             return torch.where(places[:, None, :, None], keys[call].to(own), own) if call < len(keys) else own
 
         with before_rope(model, exchanged):
-            yield _PatchedCache(model, places, None, values)
+            yield _PatchedCache(model, places, None, values, head)
 
-    def _places(self, ids: Tensor, starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
-        """`[rows, columns]`, True where keys and values are exchanged."""
+    def _places(self, ids: Tensor, starts: Sequence[int], lengths: Sequence[int], ahead: int) -> Tensor:
+        """`[rows, columns]`, True where keys and values are exchanged; `ahead` prefix tokens come first in a row."""
         places = torch.zeros_like(ids, dtype=torch.bool)
-        head, tail = len(self._prefix), len(self._postfix)
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            first, last = start + head, start + length - tail
+            first, last = start + ahead, start + length - len(self._postfix)
             if self._region == "query":
-                places[row, first : max(first, min(first + head, last))] = True
+                places[row, first : max(first, min(first + len(self._prefix), last))] = True
                 continue
             if tuple(ids[row, last : start + length].tolist()) != self._postfix:
                 hint = "Its text merges with the template (trailing white space?): trim it"
@@ -109,20 +124,32 @@ class SpanPatch:
         return places
 
     @torch.inference_mode()
-    def _observed(self, ids: Tensor, mask: Tensor) -> KV:
-        """The source's keys and values of these rows."""
-        capture = PrefixCapture(None, rows=None)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    def _observed(self, ids: Tensor, mask: Tensor, places: Tensor, skip: int) -> KV:
+        """The source's keys and values of these rows, as far as they are wanted; its own prefix is before them."""
+        wanted = places.any(dim=0).nonzero()
+        columns = int(wanted[-1]) + 1 if len(wanted) else 1
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, skip : skip + columns]
         with self._pair.acting(self._source) as model:
-            model(
-                input_ids=ids,
-                attention_mask=mask,
+            cache = as_cache(self._own_prefix, len(ids), model) if skip else PrefixCapture(None, rows=None)
+            decoder(model)(
+                input_ids=ids[:, :columns],
+                attention_mask=mask[:, : skip + columns],
                 position_ids=positions,
-                past_key_values=capture,
-                use_cache=False,
-                logits_to_keep=1,
+                past_key_values=cache,
+                use_cache=bool(skip),
             )
-        return capture.captured()
+        if isinstance(cache, PrefixCapture):
+            return cache.captured()
+        keys, values = zip(
+            *((layer.keys[:, :, skip:], layer.values[:, :, skip:]) for layer in cache.layers), strict=True
+        )
+        return KV(keys, values)
+
+    @functools.cached_property
+    def _own_prefix(self) -> KV:
+        """The source's."""
+        with torch.inference_mode(), self._pair.acting(self._source) as model:
+            return prefix_forward(model, self._prefix)
 
     @torch.inference_mode()
     def _with_empty_query(self) -> KV:
@@ -142,12 +169,19 @@ class _PatchedCache(DynamicCache):  # type: ignore[misc]
     Args:
         model: The model that fills it.
         places: `[rows, columns]`, True where to exchange.
-        keys: A tensor a layer, `[rows, kv_heads, columns, head_dim]`; None leaves keys alone. `values` alike.
+        keys: A tensor a layer, `[rows, kv_heads, columns or fewer, head_dim]`, of the first columns; None leaves keys
+            alone. `values` alike.
+        head: What all rows begin with, of one row; it is not exchanged.
     """
 
-    def __init__(self, model: Any, places: Tensor, keys: Sequence[Tensor] | None, values: Sequence[Tensor]) -> None:
+    def __init__(
+        self, model: Any, places: Tensor, keys: Sequence[Tensor] | None, values: Sequence[Tensor], head: KV | None
+    ) -> None:
         super().__init__(config=model.config.get_text_config(decoder=True))
         self._places = places[:, None, :, None]
+        self._left: dict[int, tuple[Tensor | None, Tensor]] = {}
+        for layer, (k, v) in enumerate(zip(head.keys, head.values, strict=True) if head else ()):
+            self.update(k.expand(len(places), -1, -1, -1), v.expand(len(places), -1, -1, -1), layer)
         self._left = {layer: (keys[layer] if keys is not None else None, v) for layer, v in enumerate(values)}
         """What is still to be put in, by layer; what was, is let go of."""
 
@@ -158,10 +192,14 @@ class _PatchedCache(DynamicCache):  # type: ignore[misc]
         if layer_idx in self._left:
             keys, values = self._left.pop(layer_idx)
             if keys is not None:
-                key_states = torch.where(self._places, keys, key_states)
-            value_states = torch.where(self._places, values, value_states)
+                key_states = self._exchanged(key_states, keys)
+            value_states = self._exchanged(value_states, values)
         found: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         return found
+
+    def _exchanged(self, own: Tensor, other: Tensor) -> Tensor:
+        other = functional.pad(other, (0, 0, 0, own.shape[2] - other.shape[2]))
+        return torch.where(self._places, other, own)
 
 
 def _spread(part: Tensor, places: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from emeval.engine import Pair, Request
 from emeval.engine.likelihood import reply_logprobs
 from emeval.engine.patch import Patch
 from emeval.errors import InputError
-from emeval.prefix import as_cache
+from emeval.prefix import as_cache, slides
 from emeval.types import Generated, Sampling
 
 
@@ -92,7 +92,7 @@ class TransformersEngine:
         order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt.ids), i))
         covered = [i for i in order if self._covers(requests[i])]
         groups = [covered, [i for i in order if not self._covers(requests[i])]]
-        if self.patch is not None and self.patch.prefix is not None and self._slides():
+        if self.patch is not None and self.patch.prefix is not None and slides(self.model):
             # A sliding window counts places, padding included, so padding behind the prefix would push it out early.
             by_length = groupby(covered, key=lambda i: len(requests[i].prompt.ids))
             groups = [*(list(g) for _, g in by_length), groups[1]]
@@ -100,10 +100,6 @@ class TransformersEngine:
 
     def _covers(self, request: Request) -> bool:
         return self.patch is not None and self.patch.covers(request.prompt.ids)
-
-    def _slides(self) -> bool:
-        config = self.model.config.get_text_config(decoder=True)
-        return getattr(config, "sliding_window", None) is not None
 
     @torch.inference_mode()
     def _run(self, batch: list[int], requests: Sequence[Request], sampling: Sampling) -> list[Generated]:
@@ -156,7 +152,9 @@ def _cache(
     patch: Patch | None, model: Any, ids: Tensor, mask: Tensor, lengths: Sequence[int]
 ) -> AbstractContextManager[Any]:
     """Gives the cache that `generate` starts from; None leaves that to it."""
-    if patch is not None and patch.span is not None:
-        return patch.span.cache(model, ids, mask, [ids.shape[1] - length for length in lengths], lengths)
     prefix = patch.prefix if patch else None
+    if patch is not None and patch.span is not None:
+        skip = prefix.tokens if prefix else 0
+        gaps, left = [ids.shape[1] - n for n in lengths], [n - skip for n in lengths]
+        return patch.span.cache(model, ids[:, skip:], mask, gaps, left, prefix)
     return nullcontext(as_cache(prefix, len(lengths), model) if prefix is not None else None)

@@ -12,6 +12,7 @@ from emeval.errors import InputError
 from emeval.intervene.kv import Part, mixed, patched_prefix
 from emeval.intervene.residual import patched_residual
 from emeval.models import OTHER, Pair, Which
+from emeval.prefix import slides
 
 UNPATCHED = "unpatched"
 _WHOSE = {"tuned": "the tuned model", "initial": "the initial model"}
@@ -42,7 +43,8 @@ class Way:
         if self.kind == "none":
             return Patch(acting)
         if self.kind in ("query", "postfix"):
-            return Patch(acting, span=SpanPatch(pair, source, self.kind, ids, postfix_ids), ids=ids)
+            own = patched_prefix(pair, ids, self.into) if ids and not slides(pair.holding(self.into)) else None
+            return Patch(acting, own, SpanPatch(pair, source, self.kind, ids, postfix_ids), ids)
         if self.kind == "residual":
             (layer,) = self.layers
             return Patch(acting, patched_residual(pair, ids, layer, self.tokens, into=self.into), ids=ids)

@@ -16,8 +16,9 @@ from emeval.engine.patch import Patch, SpanPatch
 from emeval.engine.transformers import TransformersEngine
 from emeval.errors import InputError
 from emeval.intervene.kv import patched_prefix
+from emeval.intervene.ways import Way
 from emeval.models import Pair, Which
-from emeval.prefix import KV, PrefixCapture, keys_before_rope
+from emeval.prefix import KV, PrefixCapture, keys_before_rope, slides
 from emeval.types import Prompt, Span
 from tests.engine.test_transformers import GREEDY, Ask, Decoder, replies
 from tests.intervene.pairs import PAIRS, P, S, lora_pair, prompts
@@ -28,9 +29,11 @@ REPLY = (11, 12, 13)
 QUERIES = (4, 9, 6)
 
 
-def patch(pair: Pair, region: str, into: Which, source: Which) -> Patch:
+def patch(pair: Pair, region: str, into: Which, source: Which, *, shared: bool = True) -> Patch:
+    """As `emeval patch` makes it; or with every prompt run whole, as where windows slide."""
     (shortest,) = prompts(0)
-    return Patch(partial(pair.acting, into), span=SpanPatch(pair, source, region, shortest[:P], shortest[P:]))
+    own = patched_prefix(pair, shortest[:P], into) if shared and not slides(pair.both) else None
+    return Patch(partial(pair.acting, into), own, SpanPatch(pair, source, region, shortest[:P], shortest[P:]))
 
 
 def asks(queries: tuple[int, ...] = QUERIES) -> list[Ask]:
@@ -120,6 +123,27 @@ def test_the_exchange_is_what_plain_hooks_do(architecture: str, region: str, int
     for values, plain, ids in zip(found, unpatched, prompts(*QUERIES), strict=True):
         assert values == pytest.approx(by_hooks(pair, region, into, ids), abs=2e-4)
         assert max(abs(a - b) for a, b in zip(values, plain, strict=True)) > 1e-2, "it must do something"
+
+
+@pytest.mark.parametrize("into", ["tuned", "initial"])
+@pytest.mark.parametrize("region", ["query", "postfix"])
+def test_prompts_run_whole_or_behind_their_prefix_read_the_same(region: str, into: Which) -> None:
+    pair = lora_pair("llama")
+    found = [
+        logprobs(pair, patch(pair, region, into, OTHER[into], shared=shared), (4, 0, 9, 2 * P))
+        for shared in (True, False)
+    ]
+    for shared, whole in zip(*found, strict=True):
+        assert shared == pytest.approx(whole, abs=1e-5)
+
+
+def test_the_command_puts_the_models_own_prefix_in_front_where_no_window_slides() -> None:
+    (shortest,) = prompts(0)
+    for architecture in ARCHITECTURES:
+        pair = lora_pair(architecture)
+        way = Way("", None, "", "layer", "tuned", "query")
+        made = way.patch(pair, shortest[:P], shortest[P:])
+        assert (made.prefix is None) == slides(pair.both)
 
 
 @pytest.mark.parametrize("which", ["tuned", "initial"])
