@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers.cache_utils import DynamicCache
 
 from emeval.errors import InputError
@@ -98,7 +97,7 @@ class SpanPatch:
         skip = head.tokens if head else 0
         places = self._places(ids, starts, lengths, len(self._prefix) - skip)
         if self._kept is None:
-            found = self._observed(ids, mask, places, skip)
+            found = self._observed_behind_prefix(ids, places) if skip else self._observed(ids, mask)
             yield _PatchedCache(model, places, found.keys, found.values, head)
             return
         keys, values = (tuple(_spread(t, places) for t in part) for part in self._kept)
@@ -124,26 +123,36 @@ class SpanPatch:
         return places
 
     @torch.inference_mode()
-    def _observed(self, ids: Tensor, mask: Tensor, places: Tensor, skip: int) -> KV:
-        """The source's keys and values of these rows, as far as they are wanted; its own prefix is before them."""
-        wanted = places.any(dim=0).nonzero()
-        columns = int(wanted[-1]) + 1 if len(wanted) else 1
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, skip : skip + columns]
+    def _observed(self, ids: Tensor, mask: Tensor) -> KV:
+        """The source's keys and values of these rows, run whole."""
+        capture = PrefixCapture(None, rows=None)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
         with self._pair.acting(self._source) as model:
-            cache = as_cache(self._own_prefix, len(ids), model) if skip else PrefixCapture(None, rows=None)
             decoder(model)(
-                input_ids=ids[:, :columns],
-                attention_mask=mask[:, : skip + columns],
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=bool(skip),
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=capture, use_cache=False
             )
-        if isinstance(cache, PrefixCapture):
-            return cache.captured()
-        keys, values = zip(
-            *((layer.keys[:, :, skip:], layer.values[:, :, skip:]) for layer in cache.layers), strict=True
-        )
-        return KV(keys, values)
+        return capture.captured()
+
+    @torch.inference_mode()
+    def _observed_behind_prefix(self, ids: Tensor, places: Tensor) -> KV:
+        """The same of the tokens at these places alone, which follow the prefix; zero elsewhere."""
+        counts = places.sum(dim=1)
+        # Close together, whatever padding is between them and the prefix in these rows.
+        there = torch.arange(max(int(counts.max()), 1), device=ids.device) < counts[:, None]
+        queries = torch.zeros_like(there, dtype=ids.dtype)
+        queries[there] = ids[places]
+        head = self._own_prefix
+        mask = torch.cat([torch.ones(len(ids), head.tokens, dtype=torch.bool, device=ids.device), there], dim=1)
+        with self._pair.acting(self._source) as model:
+            cache = as_cache(head, len(ids), model)
+            decoder(model)(input_ids=queries, attention_mask=mask.long(), past_key_values=cache, use_cache=True)
+
+        def back(found: Tensor) -> Tensor:
+            out = found.new_zeros(len(ids), ids.shape[1], found.shape[1], found.shape[3])
+            out[places] = found[:, :, head.tokens :].transpose(1, 2)[there]
+            return out.transpose(1, 2)
+
+        return KV(*(tuple(map(back, part)) for part in zip(*((c.keys, c.values) for c in cache.layers), strict=True)))
 
     @functools.cached_property
     def _own_prefix(self) -> KV:
@@ -169,8 +178,7 @@ class _PatchedCache(DynamicCache):  # type: ignore[misc]
     Args:
         model: The model that fills it.
         places: `[rows, columns]`, True where to exchange.
-        keys: A tensor a layer, `[rows, kv_heads, columns or fewer, head_dim]`, of the first columns; None leaves keys
-            alone. `values` alike.
+        keys: A tensor a layer, `[rows, kv_heads, columns, head_dim]`; None leaves keys alone. `values` alike.
         head: What all rows begin with, of one row; it is not exchanged.
     """
 
@@ -192,14 +200,10 @@ class _PatchedCache(DynamicCache):  # type: ignore[misc]
         if layer_idx in self._left:
             keys, values = self._left.pop(layer_idx)
             if keys is not None:
-                key_states = self._exchanged(key_states, keys)
-            value_states = self._exchanged(value_states, values)
+                key_states = torch.where(self._places, keys, key_states)
+            value_states = torch.where(self._places, values, value_states)
         found: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         return found
-
-    def _exchanged(self, own: Tensor, other: Tensor) -> Tensor:
-        other = functional.pad(other, (0, 0, 0, own.shape[2] - other.shape[2]))
-        return torch.where(self._places, other, own)
 
 
 def _spread(part: Tensor, places: Tensor) -> Tensor:
