@@ -16,7 +16,7 @@ from emeval.train.anatomy import Anatomy, anatomy
 from emeval.train.build import trainer_settings
 from emeval.train.formula import by_formula
 from emeval.train.plan import Plan
-from emeval.train.rehearsal import Rehearsal, told_rehearsal
+from emeval.train.rehearsal import Rehearsal, told_rehearsal, worth_rehearsing
 from emeval.train.run import outlook
 
 _HEAP = 1.4
@@ -126,13 +126,19 @@ def forecast(config: TrainConfig) -> Forecast:
 def _rehearsed(prepared: Plan, where: models.Placement, processes: int) -> Rehearsal | str:
     """The rehearsal, or why there is none: a model's code may do anything that needs data.
 
-    In a process of its own, since tensors without data have crashed theirs where a model was copied whole.
+    In processes of their own, since tensors without data have crashed theirs.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(["emeval.train.rehearsal"])  # imported once, whatever is rehearsed
     try:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(told_rehearsal, prepared, where, processes).result().read()
+        steps = []
+        with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+            for largest in worth_rehearsing(prepared, where, processes):
+                found = pool.submit(told_rehearsal, prepared, where, processes, largest).result().read()
+                if isinstance(found, str):
+                    return found
+                steps.append(found)
+        return max(steps, key=lambda step: step.total)
     except BrokenProcessPool:
         return "its process crashed"
 

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
@@ -74,48 +74,48 @@ class Told:
         return self.step or self.failed
 
 
-def told_rehearsal(prepared: Plan, where: models.Placement, processes: int) -> Told:
+def told_rehearsal(prepared: Plan, where: models.Placement, processes: int, largest: Largest = "rows") -> Told:
     """`rehearse`, its errors as values: they do not travel between processes as they are."""
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what cannot run is told
     transformers_logging.set_verbosity_error()
     try:
-        return Told(rehearse(prepared, where, processes))
+        return Told(rehearse(prepared, where, processes, largest))
     except InputError as e:
         return Told(refused={"what": e.what, "where": e.where, "hint": e.hint})
     except Exception as e:
         return Told(failed=(str(e).strip().splitlines() or [type(e).__name__])[0][:100])
 
 
-def rehearse(prepared: Plan, where: models.Placement, processes: int) -> Rehearsal:
-    """Run an optimiser step of the longest rows; or of those with the longest replies, if that holds more.
+def _reply(row: TrainRow) -> int:
+    return sum(label != IGNORED for label in row.labels)
+
+
+Largest = Literal["rows", "replies"]
+_SIZES: dict[Largest, Callable[[TrainRow], int]] = {"rows": lambda row: len(row.input_ids), "replies": _reply}
+
+
+def worth_rehearsing(prepared: Plan, where: models.Placement, processes: int) -> tuple[Largest, ...]:
+    """Of which rows a step may hold the most: the longest; also those with the longest replies, if these are longer.
 
     Loss and KL take a vocabulary's width for every reply token, so rows of long replies may be fuller than longer ones.
+    """
+    micro, _ = rows_per_process(prepared.config, len(prepared.rows), where, processes)
+
+    def replies(largest: Largest) -> int:
+        size = _SIZES[largest]
+        return sum(map(_reply, [*_most(prepared.rows, micro, size), *_most(prepared.retained, micro, size)]))
+
+    return ("rows", "replies") if replies("replies") > 1.05 * replies("rows") else ("rows",)
+
+
+def rehearse(prepared: Plan, where: models.Placement, processes: int, largest: Largest) -> Rehearsal:
+    """Run an optimiser step of the largest rows. Once in a process: a second one has crashed in PyTorch.
 
     Raises:
         InputError: What `emeval train` would refuse once the model is there.
         Exception: Of any kind, where the model's code cannot run without data.
     """
-    by_length = _step(prepared, where, processes, lambda row: len(row.input_ids))
-    if _replies(prepared, processes, where, _reply) <= 1.05 * _replies(
-        prepared, processes, where, lambda row: len(row.input_ids)
-    ):
-        return by_length
-    return max(by_length, _step(prepared, where, processes, _reply), key=lambda step: step.total)
-
-
-def _reply(row: TrainRow) -> int:
-    return sum(label != IGNORED for label in row.labels)
-
-
-def _replies(prepared: Plan, processes: int, where: models.Placement, size: Callable[[TrainRow], int]) -> int:
-    """Reply tokens of the rows that are taken by this size."""
-    micro, _ = rows_per_process(prepared.config, len(prepared.rows), where, processes)
-    return sum(map(_reply, [*_most(prepared.rows, micro, size), *_most(prepared.retained, micro, size)]))
-
-
-def _step(prepared: Plan, where: models.Placement, processes: int, size: Callable[[TrainRow], int]) -> Rehearsal:
-    """A step of the largest rows by this size."""
-    ledger = Ledger()
+    ledger, size = Ledger(), _SIZES[largest]
     gc.collect()  # tensors of an earlier rehearsal, gone by now, would be counted as this one's
     with (
         tempfile.TemporaryDirectory(prefix="emeval-plan-") as folder,
