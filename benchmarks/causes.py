@@ -23,6 +23,7 @@ from benchmarks.study import BEHAVIOURS, NEW_TOKENS, Arm, in_processes  # type: 
 from emeval.config import PatchConfig, PerturbConfig
 from emeval.intervene.patch import patch
 from emeval.intervene.perturb import perturb
+from emeval.store import read_json
 from emeval.table.sweeps import FILE
 from emeval.train.run import train
 
@@ -70,12 +71,18 @@ def sweep(setting: str, seed: int, part: str, how: How) -> str:
     arm = Arm(setting, LR, "sft", seed, how.device, generate=False)
     results = Path("results") / ("gpu" if how.device == "cuda" else "cpu") / "causes"
     kept = results / f"{setting}-sft-seed{seed}" / part
+    settings = how.settings(part)
     if (kept / FILE).exists():
+        before = read_json(kept / "manifest.json")["sweep"]["resolved"]
+        other = [name for name in ("by", "limit", "trials") if before.get(name) != settings.get(name, before.get(name))]
+        other += ["limit"] if before["limit"] and "limit" not in settings else []
+        if other:
+            raise ValueError(f"{kept} holds another sweep ({', '.join(other)} differ): move it away")
         return f"{kept}: kept before"
     began = time.monotonic()
     tuned = train(arm.config)
     out = tuned.parent / "causes" / kept.parent.name / part
-    settings = how.settings(part) | {"model": str(tuned), "out": out}
+    settings |= {"model": str(tuned), "out": out}
     if part == "perturb":
         path = perturb(PerturbConfig.model_validate(settings))
     else:

@@ -56,11 +56,16 @@ def compared(model: str, dtype: str, device: str, changes: list[str]) -> tuple[i
 
 
 def planned_again(folder: Path) -> tuple[str, str, int, int, str]:
-    """Of a run that is kept: what it was, bytes planned now for its settings, and taken then."""
+    """Of a run that is kept: what it was, bytes planned now for its settings, and taken then.
+
+    Runs of before peaks began anew with each training have no `step_seconds`: theirs may be an earlier one's.
+    """
     from emeval.config import TrainConfig
     from emeval.train.forecast import forecast
 
     then = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["train"]
+    if not then["results"].get("step_seconds"):
+        raise SystemExit(f"{folder}: its peak may be an earlier run's, in the same process")
     # Only what was asked for: defaults of another method's options would be refused.
     usual = {field.alias or name: field.default for name, field in TrainConfig.model_fields.items()}
     settings = {k: v for k, v in then["resolved"].items() if k in usual and v not in (usual[k], [])}

@@ -79,9 +79,11 @@ def _scored(
     replies = torch.tensor([len(reply) for _, reply in pairs])[:, None]
     # Padding stands behind the rows, so what is wanted of each is its last tokens.
     wanted = ((column < lengths) & (column >= lengths - replies)).to(device)
-    patched: AbstractContextManager[Any] = nullcontext(as_cache(shared, len(rows), model) if shared else None)
+    patched: AbstractContextManager[Any]
     if span is not None:
         patched = span.cache(model, ids, mask, [0] * len(rows), [len(prompt) - skip for prompt, _ in pairs], shared)
+    else:
+        patched = nullcontext(as_cache(shared, len(rows), model) if shared else None)
     with patched as cache, head_only_at(model, wanted):
         given = {} if cache is None else {"past_key_values": cache}
         logits = model(input_ids=ids, attention_mask=mask, use_cache=bool(given), **given).logits[0]

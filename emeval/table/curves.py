@@ -151,7 +151,10 @@ class _Trained(Train):
         names = ("batch_size", "shared_prefix", "gradient_checkpointing", "full", "rank")
         place = (self.device, self.gpu, self.processes, self.dtype, self.threads)
         machine = (self.machine.get(name) for name in ("processor", "cpus"))
-        ways = (self.micro_batch, found.optimizer, *(self.resolved.get(name) for name in names))
+        asked = dict(self.resolved)
+        if asked.get("shared_prefix") is None and self.device == "cpu":
+            asked["shared_prefix"] = True  # what is done there where nobody says
+        ways = (self.micro_batch, found.optimizer, *(asked.get(name) for name in names))
         alike = (*place, *machine, *ways)
         return Cost(
             seconds_a_step=found.step_seconds, peak_bytes=found.peak_memory_bytes, conditions=", ".join(map(str, alike))

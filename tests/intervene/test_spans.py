@@ -27,6 +27,7 @@ from tests.tiny import tiny_model
 OTHER: dict[Which, Which] = {"tuned": "initial", "initial": "tuned"}
 REPLY = (11, 12, 13)
 QUERIES = (4, 9, 6)
+SLIDING = {"mistral", "gpt_oss", "gemma3_text"}
 
 
 def patch(pair: Pair, region: str, into: Which, source: Which, *, shared: bool = True) -> Patch:
@@ -139,11 +140,44 @@ def test_prompts_run_whole_or_behind_their_prefix_read_the_same(region: str, int
 
 def test_the_command_puts_the_models_own_prefix_in_front_where_no_window_slides() -> None:
     (shortest,) = prompts(0)
+    behind = {}
     for architecture in ARCHITECTURES:
-        pair = lora_pair(architecture)
         way = Way("", None, "", "layer", "tuned", "query")
-        made = way.patch(pair, shortest[:P], shortest[P:])
-        assert (made.prefix is None) == slides(pair.both)
+        behind[architecture] = way.patch(lora_pair(architecture), shortest[:P], shortest[P:]).prefix is not None
+    assert {name for name, is_behind in behind.items() if not is_behind} == SLIDING
+
+
+@pytest.mark.parametrize("queries", [(4, 9, 6), (0, 0), (2 * P,)])
+def test_of_the_other_model_the_querys_tokens_alone_are_asked(queries: tuple[int, ...]) -> None:
+    pair = lora_pair("llama")
+    patched = patch(pair, "query", "tuned", "initial")
+    list(reply_logprobs(pair.both, [(ids, REPLY) for ids in prompts(*queries)], patch=patched))  # its prefix, once
+    asked = []
+    hook = pair.both.get_base_model().model.register_forward_pre_hook(
+        lambda module, args, given: asked.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    found = dict(reply_logprobs(pair.both, [(ids, REPLY) for ids in prompts(*queries)], patch=patched))
+    hook.remove()
+    other, own = asked
+    assert other == max(1, min(P, max(queries))) and own == max(queries) + S + len(REPLY) - 1
+    for n, ids in enumerate(prompts(*queries)):
+        if queries[n]:
+            assert found[n] == pytest.approx(by_hooks(pair, "query", "tuned", ids), abs=2e-4)
+
+
+@pytest.mark.parametrize("into", ["tuned", "initial"])
+def test_replies_behind_the_prefix_are_those_of_prompts_run_whole(into: Which) -> None:
+    pair = lora_pair("llama")
+    whole, behind = (
+        replies(
+            TransformersEngine(
+                pair.both, Decoder(), [2], batch_size=3, patch=patch(pair, "query", into, OTHER[into], shared=shared)
+            ),
+            asks((4, 0, 9)),
+        )
+        for shared in (False, True)
+    )
+    assert [g.token_ids for g in whole] == [g.token_ids for g in behind]
 
 
 @pytest.mark.parametrize("which", ["tuned", "initial"])

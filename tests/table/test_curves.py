@@ -245,6 +245,16 @@ class TestCost:
             "sft": "1.00x", "treft (lambda 100)": "–", "treft (lambda 5)": "–",
         }  # fmt: skip
 
+    def test_a_default_is_what_was_said_outright_before(self, run):
+        said = {"resolved": {"batch_size": 8, "shared_prefix": True}}
+        paths = [run("a", self.with_cost(SFT, 2.0, 4e9, **said)), run("b", self.with_cost(TREFT, 1.0, 4e9))]
+        assert [row[-2].text for row in matched_table(paths, draws=20, costs=True).rows] == ["1.00x", "0.50x"]
+        on_a_gpu = [
+            run("c", self.with_cost(SFT, 2.0, 4e9, device="cuda", **said)),
+            run("d", self.with_cost(TREFT, 1.0, 4e9, device="cuda")),
+        ]
+        assert matched_table(on_a_gpu, draws=20, costs=True).rows[1][-2].text == "–"
+
     def test_seeds_from_two_machines_have_no_mean(self, run):
         paths = [
             run("a", self.with_cost(SFT, 2.0, 4e9)),

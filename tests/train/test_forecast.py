@@ -22,7 +22,7 @@ from emeval.train.build import lora_config
 from emeval.train.forecast import _rehearsed, forecast
 from emeval.train.formula import by_formula
 from emeval.train.ledger import Ledger
-from emeval.train.rehearsal import _EightBit, told_rehearsal
+from emeval.train.rehearsal import _EightBit, told_rehearsal, worth_rehearsing
 from emeval.train.run import outlook
 from tests.tiny import ARCHITECTURES, tiny_model
 from tests.tokenizers_for_tests import byte_level
@@ -81,7 +81,7 @@ def test_a_step_runs_without_data(architecture: str, saved: Callable[..., Path])
     [
         ("cpu", {"method": "treft", "region": "query"}),
         ("cuda", {"method": "treft", "region": "prefix,postfix"}),
-        ("cpu", {"method": "treft", "region": "all", "full": True, "train_size": 64}),
+        ("cpu", {"method": "treft", "region": "all"}),
         ("cpu", {"method": "treft", "drift": "released"}),
         ("cuda", {"method": "kl-train", "clip": "apart"}),
         ("cpu", {"method": "kl-retain"}),
@@ -92,6 +92,12 @@ def test_every_method_runs_without_data(device: str, changes: dict[str, Any], ti
     found = forecast(settings(tiny_checkpoint, **changes | {"device": device}))
     assert found.formula is None, found.formula
     assert found.step.phase and found.peak > found.step.weights
+
+
+def test_full_finetuning_is_rehearsed_twice_where_replies_are_longest_elsewhere(tiny_checkpoint: Path) -> None:
+    config = settings(tiny_checkpoint, method="treft", region="query", full=True, train_size=64)
+    assert worth_rehearsing(outlook(config)[0], CPU, 1) == ("rows", "replies")
+    assert forecast(config).formula is None
 
 
 def test_processes_do_not_share_the_prefix_and_keep_their_gradients_twice(tiny_checkpoint: Path) -> None:

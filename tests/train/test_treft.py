@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from emeval.chat import Renderer
 from emeval.errors import InputError
-from emeval.prefix import kv_drift, mean_drift, prefix_forward
+from emeval.prefix import KV, kv_drift, mean_drift, prefix_forward
 from emeval.train.methods.shared_prefix import SharedPrefixConfig, SharedPrefixTrainer
 from emeval.train.methods.treft import REFERENCE_FILE, TReFTConfig, TReFTTrainer
 from emeval.types import Message
@@ -172,6 +172,22 @@ def test_full_finetuning_resumes_with_the_reference_of_before_step_one(tmp_path:
     a, b = weights(straight), weights(resumed)
     assert all((a[n] - b[n]).abs().max() < 1e-6 for n in a)
     assert logged(resumed, "kv_drift")[-1] == pytest.approx(logged(straight, "kv_drift")[-1], rel=1e-4)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_reference_of_another_kind_of_forward_is_taken_anew_where_it_can_be(tmp_path: Path, full: bool) -> None:
+    first = make("treft", tmp_path, full=full)
+    batch = first.data_collator([first.train_dataset[0]])
+    kept = first._load_or_take_reference(batch)
+    for shared, anew in ((True, False), (False, not full)):
+        resumed = make("treft", tmp_path, full=full, shared_prefix=shared)
+        resumed.state.global_step = 1
+        # Whatever is in the file, so that one taken anew is seen.
+        marked = KV(tuple(k + 1 for k in kept.keys), kept.values)
+        first._save_reference(marked)
+        found = resumed._load_or_take_reference(batch)
+        wanted = kept if anew else marked
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found.keys, wanted.keys, strict=True))
 
 
 def test_full_finetuning_does_not_resume_without_its_reference(tmp_path: Path) -> None:

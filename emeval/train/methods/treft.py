@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from trl import SFTTrainer
 
@@ -140,9 +141,12 @@ class TReFTTrainer(PenaltyTrainer):
         In bf16 a batched forward and a prefix-only one differ by 1e-4, as much as a well-regularised run ever moves.
         """
         resumed = self.state.global_step > 0
-        if resumed and self._reference_path.is_file():
-            return self._load_reference()
         model = self._inner()
+        if resumed and self._reference_path.is_file():
+            found, kind = self._load_reference()
+            # A resumed run may share the prefix where it did not before. What trained all weights has nothing better.
+            if kind == self._kind_of_forward or not hasattr(model, "disable_adapter"):
+                return found
         if hasattr(model, "disable_adapter"):
             with torch.no_grad(), model.disable_adapter():
                 reference = self._observe(model, inputs)
@@ -159,9 +163,15 @@ class TReFTTrainer(PenaltyTrainer):
             self._save_reference(reference)
         return reference
 
+    @property
+    def _kind_of_forward(self) -> str:
+        """Which forward the prefix is read off: its own, or the rows'."""
+        alone = self.not_shared is None or self.args.gradient_checkpointing or self.args.clip_apart
+        return "prefix" if alone else "rows"
+
     def _observe(self, model: Any, inputs: dict[str, Any]) -> KV:
         with self._compared() as compared:
-            if self.not_shared is None or self.args.gradient_checkpointing or self.args.clip_apart:
+            if self._kind_of_forward == "prefix":
                 return compared(prefix_forward(model, self.prefix_ids)).detach()
             capture = PrefixCapture(len(self.prefix_ids))
             rows = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "position_ids")}
@@ -173,15 +183,16 @@ class TReFTTrainer(PenaltyTrainer):
         tensors |= {f"value.{i}": v.contiguous() for i, v in enumerate(reference.values)}
         self._reference_path.parent.mkdir(parents=True, exist_ok=True)
         aside = self._reference_path.with_suffix(".part")
-        save_file(tensors, aside)
+        save_file(tensors, aside, metadata={"read off": self._kind_of_forward})
         aside.replace(self._reference_path)
 
-    def _load_reference(self) -> KV:
+    def _load_reference(self) -> tuple[KV, str]:
+        """With the kind of forward it was read off; a file of before that was noted is taken for the right one."""
         tensors = {name: t.to(self.args.device) for name, t in load_file(self._reference_path).items()}
-        layers = len(tensors) // 2
-        return KV(
-            tuple(tensors[f"key.{i}"] for i in range(layers)), tuple(tensors[f"value.{i}"] for i in range(layers))
-        )
+        with safe_open(self._reference_path, "pt") as file:
+            kind = (file.metadata() or {}).get("read off", self._kind_of_forward)
+        parts = ((tensors[f"{part}.{i}"] for i in range(len(tensors) // 2)) for part in ("key", "value"))
+        return KV(*map(tuple, parts)), kind
 
     # ----------------------------------------------------------------------------------------------------- reporting
 
@@ -197,7 +208,7 @@ class TReFTTrainer(PenaltyTrainer):
                 with model.disable_adapter():
                     reference = prefix_forward(model, self.prefix_ids)
             elif self.args.drift == "kv" and self._reference_path.is_file():
-                reference = self._load_reference()
+                reference = self._load_reference()[0]
             else:
                 return None
             return drift_terms(*prefix_forward(model, self.prefix_ids), *reference)
