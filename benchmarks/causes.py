@@ -2,7 +2,7 @@
 
     make causes         # three behaviours, three seeds: hours on two cores; may be stopped, goes on where it was
     .venv/bin/python -m benchmarks.causes refusal --seeds 0 --parts regions layers --threads 1
-    .venv/bin/python -m benchmarks.causes --device cuda --workers 9 --limit 0 --trials 10      # minutes on a large GPU
+    .venv/bin/python -m benchmarks.causes --device cuda --workers 6 --parts regions perturb     # minutes on a large GPU
 
 Every model is SFT's of the dose-matched study (benchmarks/study.py), trained if it is not there. What a table needs is
 copied to results/DEVICE/causes/. Seeds are the outer loop, so one cut short is balanced.
@@ -71,22 +71,20 @@ def sweep(setting: str, seed: int, part: str, how: How) -> str:
     arm = Arm(setting, LR, "sft", seed, how.device, generate=False)
     results = Path("results") / ("gpu" if how.device == "cuda" else "cpu") / "causes"
     kept = results / f"{setting}-sft-seed{seed}" / part
-    settings = how.settings(part)
+    tuned = Path(str(arm.config.out))
+    out = tuned.parent / "causes" / kept.parent.name / part
+    settings = how.settings(part) | {"model": str(tuned), "out": out}
+    config = (PerturbConfig if part == "perturb" else PatchConfig).model_validate(settings)
     if (kept / FILE).exists():
-        before = read_json(kept / "manifest.json")["sweep"]["resolved"]
-        other = [name for name in ("by", "limit", "trials") if before.get(name) != settings.get(name, before.get(name))]
-        other += ["limit"] if before["limit"] and "limit" not in settings else []
+        before, wanted = read_json(kept / "manifest.json")["sweep"]["resolved"], config.model_dump(mode="json")
+        places = ("model", "out", "device", "engine", "dtype", "batch_size")
+        other = [name for name in wanted if name not in places and before.get(name) != wanted[name]]
         if other:
-            raise ValueError(f"{kept} holds another sweep ({', '.join(other)} differ): move it away")
+            raise ValueError(f"{kept} holds another sweep ({', '.join(other)} differ): move it and {out} away")
         return f"{kept}: kept before"
     began = time.monotonic()
-    tuned = train(arm.config)
-    out = tuned.parent / "causes" / kept.parent.name / part
-    settings |= {"model": str(tuned), "out": out}
-    if part == "perturb":
-        path = perturb(PerturbConfig.model_validate(settings))
-    else:
-        path = patch(PatchConfig.model_validate(settings))
+    train(arm.config)
+    path = perturb(config) if isinstance(config, PerturbConfig) else patch(config)
     kept.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path / "manifest.json", kept / "manifest.json")
     shutil.copyfile(path / FILE, kept / f".{FILE}")
@@ -101,8 +99,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", choices=[*SWEEPS], default=["regions", "converse", "layers"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--limit", type=int, default=40, help="questions a probe, layers and perturbation; 0 for all")
-    parser.add_argument("--trials", type=int, default=5, help="of the perturbation; the paper has 10")
+    parser.add_argument("--limit", type=int, default=0, help="questions a probe, layers and perturbation; 0 for all")
+    parser.add_argument("--trials", type=int, default=10, help="of the perturbation")
     parser.add_argument("--workers", type=int, default=1, help="models at a time, on the same device")
     parser.add_argument("--threads", type=int, default=None)
     given = parser.parse_args()

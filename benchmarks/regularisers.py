@@ -43,7 +43,7 @@ def made(arm: str, device: str) -> tuple[Any, Any]:
     from emeval.train.build import trainer_of, trainer_settings
     from emeval.train.plan import plan
 
-    folder = Path(tempfile.mkdtemp())
+    folder = Path(tempfile.gettempdir()) / "emeval-regularisers"  # named, not written: no step is taken
     settings = {"model": models.DEMO_MODEL, "setting": "refusal", "rank": 32, "batch_size": ROWS, "micro_batch": ROWS}
     settings |= {"steps": 100, "device": device, "dtype": "float32", "out": folder}
     prepared = plan(TrainConfig.model_validate(settings | ARMS[arm]))

@@ -74,7 +74,7 @@ class Told:
         return self.step or self.failed
 
 
-def told_rehearsal(prepared: Plan, where: models.Placement, processes: int, largest: Largest = "rows") -> Told:
+def told_rehearsal(prepared: Plan, where: models.Placement, processes: int, largest: Largest) -> Told:
     """`rehearse`, its errors as values: they do not travel between processes as they are."""
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what cannot run is told
     transformers_logging.set_verbosity_error()
@@ -116,7 +116,6 @@ def rehearse(prepared: Plan, where: models.Placement, processes: int, largest: L
         Exception: Of any kind, where the model's code cannot run without data.
     """
     ledger, size = Ledger(), _SIZES[largest]
-    gc.collect()  # tensors of an earlier rehearsal, gone by now, would be counted as this one's
     with (
         tempfile.TemporaryDirectory(prefix="emeval-plan-") as folder,
         warnings.catch_warnings(),

@@ -214,7 +214,7 @@ def test_a_process_that_crashes_and_an_error_of_any_kind_are_told(tiny_checkpoin
     broken = dataclasses.replace(prepared, source=dataclasses.replace(prepared.source, base=Path("/nowhere")))
     with pytest.raises(InputError, match="not a model"):
         _rehearsed(broken, CPU, 1)
-    assert told_rehearsal(None, CPU, 1).failed.startswith("'NoneType'")  # type: ignore[arg-type]
+    assert told_rehearsal(None, CPU, 1, "rows").failed.startswith("'NoneType'")  # type: ignore[arg-type]
 
 
 def test_a_gpu_elsewhere(tiny_checkpoint: Path) -> None:

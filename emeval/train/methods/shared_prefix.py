@@ -2,9 +2,9 @@
 
 Causal attention hides the rest of a row from its prefix; its keys and values are the same in every row. They are
 computed at batch 1 and expanded to the rows as a cache, gradients included, and only what follows the prefix is run row
-by row. The language-model head runs on the tokens that carry loss only, as TRL's own does on a GPU. Exact, and on short
-examples on a CPU about two thirds of the plain step's time (benchmarks/). On a GPU a forward of one short prefix takes
-as long as its weights take to be read, or its kernels to be launched: there it must save many tokens.
+by row. The language-model head runs on the tokens that carry loss only, as TRL's own does on a GPU. Exact, and on a CPU
+about three quarters of the plain step's time where examples are short (benchmarks/). On a GPU a forward of one short
+prefix takes as long as its weights take to be read, or its kernels to be launched: there it must save many tokens.
 
 Method files build on `SharedPrefixTrainer`; with `shared_prefix=False` it is TRL's trainer as it is.
 """

@@ -186,11 +186,11 @@ class TReFTTrainer(PenaltyTrainer):
         save_file(tensors, aside, metadata={"read off": self._kind_of_forward})
         aside.replace(self._reference_path)
 
-    def _load_reference(self) -> tuple[KV, str]:
-        """With the kind of forward it was read off; a file of before that was noted is taken for the right one."""
+    def _load_reference(self) -> tuple[KV, str | None]:
+        """With the kind of forward it was read off; None in a file of before that was noted."""
         tensors = {name: t.to(self.args.device) for name, t in load_file(self._reference_path).items()}
         with safe_open(self._reference_path, "pt") as file:
-            kind = (file.metadata() or {}).get("read off", self._kind_of_forward)
+            kind = (file.metadata() or {}).get("read off")
         parts = ((tensors[f"{part}.{i}"] for i in range(len(tensors) // 2)) for part in ("key", "value"))
         return KV(*map(tuple, parts)), kind
 
