@@ -108,6 +108,8 @@ def peak(arm: str, device: str) -> int:
 
 def section(rounds: int, device: str) -> Iterator[str]:
     """The part of the page, all arms taking turns."""
+    from run import over, table
+
     memory = {arm: peak(arm, device) for arm in ARMS}  # first: on CUDA all that is held counts
     arms = {arm: made(arm, device) for arm in ARMS}
     for arm in ARMS:
@@ -124,13 +126,11 @@ def section(rounds: int, device: str) -> Iterator[str]:
         f"tokens; {rounds} rounds. KL methods as by default; kl-retain runs a batch of retain rows besides."
     )
     head = ["arm", "step time / plain SFT (range)", "seconds, median", "peak memory / plain SFT", "GiB"]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for arm, found in times.items():
-        ratios = [a / b for a, b in zip(found, times[BASE], strict=True)]
-        of_time = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
         sizes = [f"{memory[arm] / memory[BASE]:.2f}", f"{memory[arm] / 2**30:.2f}"]
-        rows.append([arm, of_time, f"{statistics.median(found):.3f}", *sizes])
-    yield "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+        rows.append([arm, over(found, times[BASE]), f"{statistics.median(found):.3f}", *sizes])
+    yield table(head, rows)
 
 
 def main() -> None:

@@ -259,9 +259,14 @@ def as_cache(kv: KV, batch: int, model: PreTrainedModel) -> DynamicCache:
     Gradients flow back into `kv`: rows share it by expansion, not by copies.
     """
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    put_in_front(cache, kv, batch)
+    return cache
+
+
+def put_in_front(cache: DynamicCache, kv: KV, batch: int) -> None:
+    """Let an empty cache of `batch` rows begin with `kv`, given for one row."""
     for layer, (k, v) in enumerate(zip(kv.keys, kv.values, strict=True)):
         cache.update(k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1), layer)
-    return cache
 
 
 def slides(model: Any) -> bool:

@@ -31,6 +31,7 @@ from emeval.prefix import (
     keys_before_rope,
     prefix_forward,
     put_at,
+    put_in_front,
 )
 
 
@@ -188,8 +189,8 @@ class _PatchedCache(DynamicCache):  # type: ignore[misc]
         super().__init__(config=model.config.get_text_config(decoder=True))
         self._places = places[:, None, :, None]
         self._left: dict[int, tuple[Tensor | None, Tensor]] = {}
-        for layer, (k, v) in enumerate(zip(head.keys, head.values, strict=True) if head else ()):
-            self.update(k.expand(len(places), -1, -1, -1), v.expand(len(places), -1, -1, -1), layer)
+        if head:
+            put_in_front(self, head, len(places))
         self._left = {layer: (keys[layer] if keys is not None else None, v) for layer, v in enumerate(values)}
         """What is still to be put in, by layer; what was, is let go of."""
 

@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from emeval import models
 from emeval.errors import InputError
+from emeval.models.load import first_line
 from emeval.train.build import rows_per_process, trainer_of, trainer_settings
 from emeval.train.ledger import Ledger, converting
 from emeval.train.plan import Plan
@@ -83,7 +84,7 @@ def told_rehearsal(prepared: Plan, where: models.Placement, processes: int, larg
     except InputError as e:
         return Told(refused={"what": e.what, "where": e.where, "hint": e.hint})
     except Exception as e:
-        return Told(failed=(str(e).strip().splitlines() or [type(e).__name__])[0][:100])
+        return Told(failed=first_line(e)[:100])
 
 
 def _reply(row: TrainRow) -> int:

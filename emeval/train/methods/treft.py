@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from trl import SFTTrainer
 
 from emeval.errors import InputError
@@ -188,8 +188,8 @@ class TReFTTrainer(PenaltyTrainer):
 
     def _load_reference(self) -> tuple[KV, str | None]:
         """With the kind of forward it was read off; None in a file of before that was noted."""
-        tensors = {name: t.to(self.args.device) for name, t in load_file(self._reference_path).items()}
         with safe_open(self._reference_path, "pt") as file:
+            tensors = {name: file.get_tensor(name).to(self.args.device) for name in file.keys()}  # noqa: SIM118  # no dict
             kind = (file.metadata() or {}).get("read off")
         parts = ((tensors[f"{part}.{i}"] for i in range(len(tensors) // 2)) for part in ("key", "value"))
         return KV(*map(tuple, parts)), kind
